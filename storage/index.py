@@ -1,0 +1,385 @@
+"""The index: LMDB offset tables over the log. The only module that imports `lmdb`.
+
+A checkpointed view: it holds nothing beyond what is durable in the log, remembers how far it got,
+and can be rebuilt from the segments. Values end with a CRC-32 of key and value, because LMDB's
+pages have none. Tables:
+
+    state      b"checkpoint" → Checkpoint; b"directory" → id of the data directory
+    paths      path → stream id
+    streams    stream id → StreamMeta
+    runs       stream id, start offset → packed runs, up to about 1,900 bytes of them
+    producers  stream id, producer id → epoch, seq
+    expiry     deadline ms, stream id → nothing
+    segments   segment id → live payload bytes
+
+Integers in keys are 8 bytes, big-endian, so that they sort. A packed run:
+
+     0          8         12         16       18
+    ┌──────────┬─────────┬──────────┬────────┬ ─ ─ blocks × (length and flag u32, checksum u32)
+    │ start u64│ segment │ position │ blocks │
+    └──────────┴─────────┴──────────┴────────┴ ─ ─
+
+No read transaction outlives a call, so that none can pin old pages or meet a map that grows.
+"""
+
+import contextlib
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+from zlib import crc32
+
+import lmdb
+import msgspec
+
+from storage.batch import run_bytes
+from storage.errors import CorruptData, IndexFailed, OpenError
+
+MAP_BYTES = 1 << 40
+ENTRY_BYTES_MAX = 1_900
+TABLES = ("state", "paths", "streams", "runs", "producers", "expiry", "segments")
+
+RUN_HEAD = struct.Struct("<QIIH")
+assert RUN_HEAD.size == 18
+_PAIR = struct.Struct(">QQ")
+Buffer = bytes | memoryview
+
+_ID = struct.Struct(">Q")
+_CRC = struct.Struct("<I")
+_PRODUCER = struct.Struct("<QQ")
+_LIVE = struct.Struct("<q")
+_CHECKPOINT_KEY = b"checkpoint"
+_DIRECTORY_KEY = b"directory"
+
+
+class Checkpoint(NamedTuple):
+    """How far in the log the index is: the end of the batch with this sequence and checksum."""
+
+    segment_id: int
+    position: int
+    sequence: int
+    checksum: int
+    next_stream_id: int
+
+
+class StreamMeta(msgspec.Struct, array_like=True):
+    """A stream as the index knows it. New fields go to the end, with a default."""
+
+    path: bytes
+    content_type: str
+    ttl_s: int | None
+    expires_ms: int | None
+    created_ms: int
+    root: int
+    tail: int = 0
+    closed: bool = False
+    closer: tuple[bytes, int, int] | None = None
+    stream_seq: bytes | None = None
+    deadline_ms: int | None = None
+    producer_count: int = 0
+
+
+class RunPlace(NamedTuple):
+    """Where one run of a stream lies."""
+
+    start: int
+    segment_id: int
+    position: int
+    blocks: bytes
+
+    @property
+    def length(self) -> int:
+        """Bytes of payload."""
+        return run_bytes(self.blocks)
+
+
+_encode_meta = msgspec.msgpack.Encoder().encode
+_decode_meta = msgspec.msgpack.Decoder(StreamMeta).decode
+
+
+def pack_run(place: RunPlace) -> bytes:
+    """A run as it stands in a `runs` value."""
+    start, segment_id, position, blocks = place
+    return RUN_HEAD.pack(start, segment_id, position, len(blocks) // 8) + blocks
+
+
+def unpack_runs(value: bytes) -> Iterator[RunPlace]:
+    """The runs of a `runs` value without its checksum. Raises `struct.error` if it is cut short."""
+    at = 0
+    while at < len(value):
+        start, segment_id, position, count = RUN_HEAD.unpack_from(value, at)
+        at += RUN_HEAD.size
+        yield RunPlace(start, segment_id, position, value[at : at + 8 * count])
+        at += 8 * count
+
+
+def seal(key: bytes, value: bytes) -> bytes:
+    """A value with its checksum."""
+    return value + _CRC.pack(crc32(value, crc32(key)))
+
+
+class Index:
+    """The index open for look-ups; safe in any thread. Raises `CorruptData` for damaged values."""
+
+    def __init__(self, path: Path, *, writable: bool) -> None:
+        """Open the environment; a writable one is created where missing. Raises `OpenError`."""
+        self.path = path
+        self.reopen(writable=writable)
+
+    def reopen(self, *, writable: bool) -> None:
+        """Open the environment again after `close`. Raises `OpenError`."""
+        path = self.path
+        try:
+            self._env = lmdb.open(
+                str(path),
+                map_size=MAP_BYTES,
+                max_dbs=len(TABLES),
+                max_readers=512,
+                readonly=not writable,
+                create=writable,
+                readahead=False,
+                max_spare_txns=8,
+            )
+            self._tables = {
+                name: self._env.open_db(name.encode(), create=writable) for name in TABLES
+            }
+        except lmdb.Error as error:
+            raise OpenError(f"{path}: the index cannot be opened ({error}): run reindex") from error
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._env.close()
+
+    @contextlib.contextmanager
+    def _look(self) -> Iterator[lmdb.Transaction]:
+        """A read transaction for the length of one look-up."""
+        try:
+            with self._env.begin() as txn:
+                yield txn
+        except lmdb.Error as error:
+            raise IndexFailed(f"{self.path}: {error}: run reindex") from error
+
+    def _get(self, txn: lmdb.Transaction, table: str, key: bytes) -> bytes | None:
+        value = txn.get(key, db=self._tables[table])
+        return None if value is None else self._checked(table, key, value)
+
+    def _checked(self, table: str, key: Buffer, sealed: Buffer) -> bytes:
+        value = bytes(sealed[:-4])
+        if len(sealed) < 4 or _CRC.unpack(sealed[-4:])[0] != crc32(value, crc32(key)):
+            raise CorruptData(
+                f"index/data.mdb, table {table}",
+                0,
+                f"the entry {bytes(key).hex()} is damaged: run reindex",
+            )
+        return value
+
+    def checkpoint(self) -> Checkpoint | None:
+        """How far the index got; None for an empty one."""
+        with self._look() as txn:
+            value = self._get(txn, "state", _CHECKPOINT_KEY)
+        return None if value is None else Checkpoint(*msgspec.msgpack.decode(value))
+
+    def directory_id(self) -> str | None:
+        """The data directory that the index was made for."""
+        with self._look() as txn:
+            value = self._get(txn, "state", _DIRECTORY_KEY)
+        return None if value is None else value.decode()
+
+    def stream_at(self, path: bytes) -> tuple[int, StreamMeta] | None:
+        """The id and state of the stream at a path."""
+        with self._look() as txn:
+            value = self._get(txn, "paths", path)
+            if value is None:
+                return None
+            (stream_id,) = _ID.unpack(value)
+            meta = self._meta(txn, stream_id)
+        if meta is None or meta.path != path:
+            raise CorruptData(
+                "index/data.mdb, table paths",
+                0,
+                f"stream {stream_id} is not at its path: run reindex",
+            )
+        return stream_id, meta
+
+    def _meta(self, txn: lmdb.Transaction, stream_id: int) -> StreamMeta | None:
+        value = self._get(txn, "streams", _ID.pack(stream_id))
+        return None if value is None else _decode_meta(value)
+
+    def producer(self, stream_id: int, producer_id: bytes) -> tuple[int, int] | None:
+        """A producer's epoch and highest accepted seq."""
+        with self._look() as txn:
+            value = self._get(txn, "producers", _ID.pack(stream_id) + producer_id)
+        if value is None:
+            return None
+        epoch, seq = _PRODUCER.unpack(value)
+        return epoch, seq
+
+    def runs(self, stream_id: int, offset: int, end: int, limit_bytes: int) -> list[RunPlace]:
+        """The runs from the one with `offset` on, to `end` or past `limit_bytes`, in one pass."""
+        found: list[RunPlace] = []
+        stop = min(end, offset + limit_bytes)
+        with self._look() as txn, txn.cursor(db=self._tables["runs"]) as cursor:
+            if not self._seek_floor(cursor, stream_id, offset):
+                return found
+            while True:
+                key = cursor.key()
+                owner, first = _PAIR.unpack(key)
+                if owner != stream_id or first > stop or (first == stop and found):
+                    return found
+                for place in unpack_runs(self._checked("runs", key, cursor.value())):
+                    if place.start <= offset:
+                        found.clear()
+                    elif place.start > stop:
+                        return found
+                    found.append(place)
+                if not cursor.next():
+                    return found
+
+    @staticmethod
+    def _seek_floor(cursor: lmdb.Cursor, stream_id: int, offset: int) -> bool:
+        """Put the cursor on the stream's last entry that starts at or before `offset`."""
+        if cursor.set_range(_PAIR.pack(stream_id, offset)):
+            if cursor.key() == _PAIR.pack(stream_id, offset):
+                return True
+            found = cursor.prev()
+        else:
+            found = cursor.last()
+        return bool(found) and _PAIR.unpack(cursor.key())[0] == stream_id
+
+    def due(self, now_ms: int, limit: int) -> list[bytes]:
+        """Paths of streams whose written-down deadline has passed, the oldest first."""
+        paths: list[bytes] = []
+        with self._look() as txn, txn.cursor(db=self._tables["expiry"]) as cursor:
+            for key in cursor.iternext(keys=True, values=False):
+                deadline, stream_id = _PAIR.unpack(key)
+                if deadline > now_ms or len(paths) == limit:
+                    break
+                meta = self._meta(txn, stream_id)
+                if meta is not None:
+                    paths.append(meta.path)
+        return paths
+
+    def streams(self) -> Iterator[tuple[int, StreamMeta]]:
+        """All streams in order of their ids (for offline tools: holds one read transaction)."""
+        with self._look() as txn, txn.cursor(db=self._tables["streams"]) as cursor:
+            for key, value in cursor:
+                yield _ID.unpack(key)[0], _decode_meta(self._checked("streams", key, value))
+
+    def entries(self, table: str) -> Iterator[tuple[bytes, bytes]]:
+        """All keys and checked values of a table (for offline tools)."""
+        with self._look() as txn, txn.cursor(db=self._tables[table]) as cursor:
+            for key, value in cursor:
+                yield bytes(key), b"" if table == "expiry" else self._checked(table, key, value)
+
+    def write(self) -> "IndexTransaction":
+        """Begin the one write transaction; committed at the end of its `with` block."""
+        self._env.reader_check()
+        return IndexTransaction(self)
+
+
+class IndexTransaction:
+    """Changes to the index that become durable together, checkpoint included."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._tables = index._tables
+        self._txn = index._env.begin(write=True)
+
+    def __enter__(self) -> "IndexTransaction":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exception: BaseException | None, _: object
+    ) -> None:
+        try:
+            if kind is None:
+                self._txn.commit()
+            else:
+                self._txn.abort()
+        except lmdb.Error as error:
+            raise IndexFailed(f"{self._index.path}: {error}") from error
+        if kind is not None and issubclass(kind, lmdb.Error):
+            raise IndexFailed(f"{self._index.path}: {exception}") from exception
+
+    def _put(self, table: str, key: bytes, value: bytes) -> None:
+        self._txn.put(key, seal(key, value), db=self._tables[table])
+
+    def meta(self, stream_id: int) -> StreamMeta | None:
+        """A stream's state as this transaction sees it."""
+        return self._index._meta(self._txn, stream_id)
+
+    def put_stream(self, stream_id: int, meta: StreamMeta, old_deadline_ms: int | None) -> None:
+        """Write a stream's state, and its deadline where that changed."""
+        self._put("streams", _ID.pack(stream_id), _encode_meta(meta))
+        if meta.deadline_ms != old_deadline_ms:
+            expiry = self._tables["expiry"]
+            if old_deadline_ms is not None:
+                self._txn.delete(_PAIR.pack(old_deadline_ms, stream_id), db=expiry)
+            if meta.deadline_ms is not None:
+                self._txn.put(_PAIR.pack(meta.deadline_ms, stream_id), b"", db=expiry)
+
+    def put_path(self, path: bytes, stream_id: int) -> None:
+        """Say which stream a path leads to."""
+        self._put("paths", path, _ID.pack(stream_id))
+
+    def add_runs(self, stream_id: int, places: Iterable[RunPlace]) -> None:
+        """Add a stream's next runs behind those it has."""
+        runs = self._tables["runs"]
+        key = packed = b""
+        with self._txn.cursor(db=runs) as cursor:
+            if self._index._seek_floor(cursor, stream_id, (1 << 64) - 1):
+                key = cursor.key()
+                packed = self._index._checked("runs", key, cursor.value())
+        for place in places:
+            run = pack_run(place)
+            if not packed or len(packed) + len(run) > ENTRY_BYTES_MAX:
+                if packed:
+                    self._put("runs", key, packed)
+                key, packed = _PAIR.pack(stream_id, place.start), b""
+            packed += run
+        if packed:
+            self._put("runs", key, packed)
+
+    def put_producer(self, stream_id: int, producer_id: bytes, epoch: int, seq: int) -> bool:
+        """Write a producer's state; whether the stream did not have it before."""
+        key = _ID.pack(stream_id) + producer_id
+        new = self._txn.get(key, db=self._tables["producers"]) is None
+        self._put("producers", key, _PRODUCER.pack(epoch, seq))
+        return new
+
+    def add_live_bytes(self, segment_id: int, change_bytes: int) -> None:
+        """Count payload of a segment that streams still need."""
+        key = _ID.pack(segment_id)
+        value = self._index._get(self._txn, "segments", key)
+        live = change_bytes + (0 if value is None else _LIVE.unpack(value)[0])
+        self._put("segments", key, _LIVE.pack(live))
+
+    def delete_stream(self, stream_id: int, meta: StreamMeta) -> list[RunPlace]:
+        """Remove a stream and all it has; the runs that are dead now."""
+        key = _ID.pack(stream_id)
+        self._txn.delete(key, db=self._tables["streams"])
+        if self._index._get(self._txn, "paths", meta.path) == key:
+            self._txn.delete(meta.path, db=self._tables["paths"])
+        if meta.deadline_ms is not None:
+            self._txn.delete(_PAIR.pack(meta.deadline_ms, stream_id), db=self._tables["expiry"])
+        dead: list[RunPlace] = []
+        for entry, value in self._remove_prefix("runs", key):
+            dead.extend(unpack_runs(self._index._checked("runs", entry, value)))
+        for _ in self._remove_prefix("producers", key):
+            pass
+        return dead
+
+    def _remove_prefix(self, table: str, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        with self._txn.cursor(db=self._tables[table]) as cursor:
+            found = cursor.set_range(prefix)
+            while found and cursor.key().startswith(prefix):
+                yield cursor.key(), cursor.value()
+                found = cursor.delete()
+
+    def put_directory_id(self, directory_id: str) -> None:
+        """Bind the index to its data directory."""
+        self._put("state", _DIRECTORY_KEY, directory_id.encode())
+
+    def put_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Say how far the index is with this transaction."""
+        self._put("state", _CHECKPOINT_KEY, msgspec.msgpack.encode(checkpoint))

@@ -1,0 +1,177 @@
+"""The indexer: follows the log and writes the index, one large transaction a step.
+
+A plain object with a `step` method. Opening a store steps it until the index has everything;
+afterwards the daemon runs it in a process of its own (`storage.indexer_process`), tests run it
+inline. It is idempotent: a step begins where the index says it ended.
+"""
+
+from pathlib import Path
+
+from storage.chain import Position, batches_between
+from storage.errors import CorruptData
+from storage.index import Checkpoint, Index, IndexTransaction, RunPlace, StreamMeta
+from storage.log import LogEnd
+from storage.record import Record, RecordType
+from storage.scan import FIRST_BATCH_POSITION, BatchView
+from storage.segment import SegmentFile, list_segments
+
+
+class Change:
+    """What a step found out about one stream."""
+
+    __slots__ = ("deleted", "meta", "old_deadline_ms", "producers", "runs")
+
+    def __init__(self, meta: StreamMeta, old_deadline_ms: int | None) -> None:
+        self.meta = meta
+        self.old_deadline_ms = old_deadline_ms
+        self.runs: list[RunPlace] = []
+        self.producers: dict[bytes, tuple[int, int]] = {}
+        self.deleted = False
+
+
+class Indexer:
+    """Writes what the log says into the index."""
+
+    def __init__(self, segments: Path, index: Index) -> None:
+        self._segments = segments
+        self._index = index
+
+    def step(self, target: LogEnd, records_max: int) -> Checkpoint:
+        """Take the index on towards `target`, by about `records_max` records; how far it is now.
+
+        `target` must be durable. Raises `CorruptData`, having changed nothing, where the log or
+        the index is damaged.
+        """
+        checkpoint = self._index.checkpoint() or self._beginning()
+        if checkpoint.sequence >= target.sequence:
+            return checkpoint
+        start = Position(checkpoint.segment_id, checkpoint.position)
+        end = Position(target.segment_id, target.position)
+        with self._index.write() as transaction:
+            step = Step(transaction, checkpoint)
+            for segment, batch in batches_between(self._segments, start, end):
+                step.apply(segment, batch)
+                if step.records >= records_max:
+                    break
+            return step.finish()
+
+    def _beginning(self) -> Checkpoint:
+        first = SegmentFile(list_segments(self._segments)[0]).header
+        return Checkpoint(
+            first.segment_id,
+            FIRST_BATCH_POSITION,
+            first.first_sequence - 1,
+            first.predecessor_checksum,
+            first.next_stream_id,
+        )
+
+
+class Step:
+    """One transaction's worth of batches, gathered by stream before anything is written."""
+
+    def __init__(self, transaction: IndexTransaction, checkpoint: Checkpoint) -> None:
+        self.records = 0
+        self._transaction = transaction
+        self._checkpoint = checkpoint
+        self._changes: dict[int, Change] = {}
+        self._live_bytes: dict[int, int] = {}
+
+    def apply(self, segment: SegmentFile, batch: BatchView) -> None:
+        """Gather a batch: its records first, so that a created stream is known to its run."""
+        segment_id = segment.header.segment_id
+        next_stream_id = self._checkpoint.next_stream_id
+        for record in batch.records:
+            if record.type is RecordType.CREATE:
+                self._create(record, batch.head.time_ms)
+                next_stream_id = max(next_stream_id, record.stream_id + 1)
+            elif record.type is RecordType.DELETE:
+                self._change(segment, batch, record.stream_id).deleted = True
+            elif record.type not in (RecordType.APPEND, RecordType.TOUCH):
+                raise CorruptData(
+                    segment.name,
+                    batch.position,
+                    f"the record type {record.type.name} is of a newer release",
+                )
+            self._note(segment, batch, record)
+        position = batch.payload_position
+        for run in batch.runs:
+            change = self._change(segment, batch, run.stream_id)
+            change.runs.append(RunPlace(run.start, segment_id, position, run.blocks))
+            change.meta.tail = run.start + run.length
+            position += run.length
+            self._add_live(segment_id, run.length)
+        self.records += len(batch.records)
+        self._checkpoint = Checkpoint(
+            segment_id, batch.end, batch.head.sequence, batch.checksum, next_stream_id
+        )
+
+    def finish(self) -> Checkpoint:
+        """Write everything gathered, and how far that is."""
+        transaction = self._transaction
+        for stream_id, change in self._changes.items():
+            if change.deleted:
+                self._delete(stream_id, change)
+                continue
+            meta = change.meta
+            for producer_id, (epoch, seq) in change.producers.items():
+                if transaction.put_producer(stream_id, producer_id, epoch, seq):
+                    meta.producer_count += 1
+            if change.runs:
+                transaction.add_runs(stream_id, change.runs)
+            transaction.put_stream(stream_id, meta, change.old_deadline_ms)
+        for segment_id, live_bytes in self._live_bytes.items():
+            transaction.add_live_bytes(segment_id, live_bytes)
+        transaction.put_checkpoint(self._checkpoint)
+        return self._checkpoint
+
+    def _create(self, record: Record, time_ms: int) -> None:
+        configuration = record.configuration
+        if configuration is None:
+            raise CorruptData("the log", 0, f"stream {record.stream_id} has no configuration")
+        meta = StreamMeta(
+            configuration.path,
+            configuration.content_type.decode("latin-1"),
+            configuration.ttl_s,
+            configuration.expires_ms,
+            time_ms,
+            record.fork.root_id if record.fork is not None else record.stream_id,
+        )
+        self._changes[record.stream_id] = Change(meta, None)
+        self._transaction.put_path(configuration.path, record.stream_id)
+
+    def _note(self, segment: SegmentFile, batch: BatchView, record: Record) -> None:
+        """Take over what a record says beside its payload; a plain append says nothing."""
+        plain = (record.producer, record.stream_seq, record.deadline_ms)
+        if plain == (None, None, None) and not record.closes:
+            return
+        change = self._change(segment, batch, record.stream_id)
+        meta = change.meta
+        if record.producer is not None:
+            change.producers[record.producer.id] = record.producer[1:]
+        if record.stream_seq is not None:
+            meta.stream_seq = record.stream_seq
+        if record.closes:
+            meta.closed = True
+            meta.closer = record.producer
+        if record.deadline_ms is not None:
+            meta.deadline_ms = record.deadline_ms
+
+    def _change(self, segment: SegmentFile, batch: BatchView, stream_id: int) -> Change:
+        change = self._changes.get(stream_id)
+        if change is None:
+            meta = self._transaction.meta(stream_id)
+            if meta is None:
+                raise CorruptData(
+                    segment.name, batch.position, f"stream {stream_id} was never created"
+                )
+            change = self._changes[stream_id] = Change(meta, meta.deadline_ms)
+        return change
+
+    def _delete(self, stream_id: int, change: Change) -> None:
+        change.meta.deadline_ms = change.old_deadline_ms
+        dead = self._transaction.delete_stream(stream_id, change.meta)
+        for place in (*dead, *change.runs):
+            self._add_live(place.segment_id, -place.length)
+
+    def _add_live(self, segment_id: int, change_bytes: int) -> None:
+        self._live_bytes[segment_id] = self._live_bytes.get(segment_id, 0) + change_bytes

@@ -1,0 +1,154 @@
+"""The indexer in a process of its own, so that it does not take the interpreter from the loop.
+
+The store's process tells it durable ends of the log, one at a time, by a pipe; it steps the index
+there and answers how far it got. It is the only writer of the index while it lives. When its pipe
+ends it stops; when it dies it is started again, and goes on where the index says.
+
+    parent → child   LogEnd: segment id, position, sequence (u64), checksum (u32)
+    child → parent   Checkpoint: the same, and the next stream id (u64)
+
+Run as `python -m storage.indexer_process DIRECTORY STEP_RECORDS`.
+"""
+
+import logging
+import os
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from storage.directory import DataDirectory
+from storage.errors import StorageError
+from storage.index import Checkpoint, Index
+from storage.indexer import Indexer
+from storage.log import LogEnd
+from storage.store import Store
+
+TARGET = struct.Struct("<QQQI")
+PROGRESS = struct.Struct("<QQQIQ")
+STOP_WAIT_S = 8.0
+NICE = 5
+
+log = logging.getLogger(__name__)
+
+
+class IndexerProcess:
+    """Supervises the child for a store. All methods are for the store's owner thread."""
+
+    def __init__(self, store: Store, on_progress: Callable[[], None]) -> None:
+        """`on_progress` is called on the owner thread whenever the index got further."""
+        self._store = store
+        self._on_progress = on_progress
+        self._post: Callable[[Callable[[], None]], object] = lambda call: call()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._stopping = False
+
+    def start(self, post: Callable[[Callable[[], None]], object]) -> None:
+        """Hand the index over to a child; `post` runs a call on the owner thread, from any."""
+        self._post = post
+        self._store.share_index()
+        self._spawn()
+
+    def poll(self) -> None:
+        """Give the child work if there is some; start it again if it died. Call it often."""
+        if self._stopping:
+            return
+        if self._child is None:
+            self._spawn()
+        target = self._store.index_due()
+        if target is None or self._child is None or self._child.stdin is None:
+            return
+        try:
+            self._child.stdin.write(TARGET.pack(*target))
+            self._child.stdin.flush()
+        except OSError:
+            return  # It has died; its reader thread will say so.
+        self._store.indexing = True
+
+    def stop(self) -> None:
+        """End the child and take the index back."""
+        self._stopping = True
+        child = self._child
+        if child is not None and child.stdin is not None:
+            child.stdin.close()
+            try:
+                child.wait(STOP_WAIT_S)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+        self._child = None
+        self._store.own_index()
+
+    def _spawn(self) -> None:
+        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+        command = [
+            sys.executable,
+            "-m",
+            "storage.indexer_process",
+            str(self._store.directory.path),
+            str(self._store.limits.index_step_records),
+        ]
+        child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+        )
+        self._child = child
+        threading.Thread(target=self._listen, args=(child,), name="indexer", daemon=True).start()
+
+    def _listen(self, child: subprocess.Popen[bytes]) -> None:
+        """Pass on what the child says, in a thread of its own, until it ends."""
+        assert child.stdout is not None
+        while len(message := child.stdout.read(PROGRESS.size)) == PROGRESS.size:
+            checkpoint = Checkpoint(*PROGRESS.unpack(message))
+            self._post(lambda reached=checkpoint: self._progress(reached))  # type: ignore[misc]
+        code = child.wait()
+        if not self._stopping:
+            self._post(lambda: self._died(child, code))
+
+    def _progress(self, checkpoint: Checkpoint) -> None:
+        self._store.indexed(checkpoint)
+        self._on_progress()
+        self.poll()
+
+    def _died(self, child: subprocess.Popen[bytes], code: int) -> None:
+        """Forget a dead child; the next poll starts another."""
+        if self._child is child:
+            log.error("the indexer ended with code %d and is started again", code)
+            self._child = None
+            self._store.indexing = False
+
+
+def follow(directory: DataDirectory, step_records: int, source: IO[bytes], sink: IO[bytes]) -> None:
+    """The child's life: read targets, step, answer. Raises `StorageError`."""
+    directory.lock_index()
+    index = Index(directory.index, writable=True)
+    indexer = Indexer(directory.segments, index)
+    while len(message := source.read(TARGET.size)) == TARGET.size:
+        checkpoint = indexer.step(LogEnd(*TARGET.unpack(message)), step_records)
+        sink.write(PROGRESS.pack(*checkpoint))
+        sink.flush()
+    index.close()
+
+
+def main(arguments: list[str]) -> int:
+    """The child's exit code: 0 when its parent has ended it, 1 when it cannot go on."""
+    os.nice(NICE)
+    try:
+        follow(
+            DataDirectory(Path(arguments[0])),
+            int(arguments[1]),
+            sys.stdin.buffer,
+            sys.stdout.buffer,
+        )
+    except StorageError as error:
+        print(f"durable-streamsd indexer: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

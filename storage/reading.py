@@ -1,0 +1,312 @@
+"""Reads: finding the bytes of a range in memory, in the page cache or on disk, and checking them.
+
+A read is planned on the owner thread against one durable snapshot. What memory holds is answered at
+once. Otherwise a `ColdRead` carries the snapshot to any thread, asks the index for what is older
+than memory, and reads the segments; every block read is checked against its checksum, which also
+covers the stream and the offset it claims to be.
+
+A chunk ends on a block, hence on a message for JSON streams, and on a whole character for text. A
+single message is never cut, however long.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from storage.batch import BLOCK, ENDS_MESSAGE, LENGTH_MASK, damaged_block
+from storage.disk import read_at, read_cached
+from storage.errors import CorruptData, FramingError, OffsetError, OpenError
+from storage.framing import Framing, message_lengths, text_boundary
+from storage.index import Index, RunPlace
+from storage.segment import SegmentFile, segment_path
+from storage.state import Run
+
+
+class Chunk:
+    """Bytes of a stream from `start` up to `next`, and what was true of it at that moment.
+
+    `data` is as stored: each JSON message is followed by a comma. `up_to_date`: `next` is the
+    durable tail; `closed`: and there will be no more.
+    """
+
+    __slots__ = ("closed", "data", "next", "start", "up_to_date")
+
+    def __init__(self, data: bytes, start: int, end: int, up_to_date: bool, closed: bool) -> None:
+        self.data = data
+        self.start = start
+        self.next = end
+        self.up_to_date = up_to_date
+        self.closed = closed
+
+
+class Snapshot(NamedTuple):
+    """What a read was asked, and the durable state it is answered from."""
+
+    stream_id: int
+    framing: Framing
+    offset: int
+    limit_bytes: int
+    tail: int
+    closed: bool
+
+
+class Piece(NamedTuple):
+    """Whole blocks of one run: where they lie, and which of their bytes are wanted."""
+
+    run: Run | RunPlace
+    start: int
+    blocks: bytes
+    skip: int
+    size: int
+
+
+class Segments:
+    """Segments open for reading, the least recently used closed first. Safe in any thread."""
+
+    def __init__(self, directory: Path, open_max: int) -> None:
+        self._directory = directory
+        self._open_max = open_max
+        self._open: OrderedDict[int, SegmentFile] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, segment_id: int) -> SegmentFile:
+        """A segment by its id. Raises `CorruptData` if it cannot be opened."""
+        with self._lock:
+            segment = self._open.get(segment_id)
+            if segment is None:
+                path = segment_path(self._directory, segment_id)
+                try:
+                    segment = SegmentFile(path)
+                except OpenError as error:
+                    raise CorruptData(path.name, 0, str(error)) from error
+                self._open[segment_id] = segment
+                if len(self._open) > self._open_max:
+                    self._open.popitem(last=False)
+            else:
+                self._open.move_to_end(segment_id)
+            return segment
+
+
+class Plans:
+    """What the index answered to reads of older data: it never changes while the stream lives."""
+
+    def __init__(self, plans_max: int) -> None:
+        self._plans_max = plans_max
+        self._plans: OrderedDict[tuple[int, int, int], list[RunPlace]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, snapshot: Snapshot) -> list[RunPlace] | None:
+        """The remembered answer for a stream, an offset and a limit."""
+        return self._plans.get((snapshot.stream_id, snapshot.offset, snapshot.limit_bytes))
+
+    def put(self, snapshot: Snapshot, places: list[RunPlace]) -> None:
+        """Remember an answer that reached the limit, and so will stay as it is."""
+        with self._lock:
+            key = (snapshot.stream_id, snapshot.offset, snapshot.limit_bytes)
+            self._plans[key] = places
+            if len(self._plans) > self._plans_max:
+                self._plans.popitem(last=False)
+
+
+def select(snapshot: Snapshot, runs: Sequence[Run | RunPlace]) -> list[Piece]:
+    """The blocks that make up a chunk; `runs` are contiguous and begin with the offset's own."""
+    if not runs or runs[0].start > snapshot.offset:
+        raise CorruptData("index/data.mdb, table runs", 0, "the index lacks a run: run reindex")
+    pieces: list[Piece] = []
+    wanted = snapshot.limit_bytes
+    expected = runs[0].start
+    ends_message = True
+    for run in runs:
+        if run.start != expected:
+            raise CorruptData("index/data.mdb, table runs", 0, "the index lacks a run: run reindex")
+        if len(run.blocks) == BLOCK.size:
+            length = BLOCK.unpack(run.blocks)[0] & LENGTH_MASK
+            expected = run.start + length
+            skip = max(snapshot.offset - run.start, 0)
+            if pieces and length > wanted:
+                break
+            if skip < length:
+                pieces.append(Piece(run, run.start, run.blocks, skip, length - skip))
+                wanted -= length - skip
+            continue
+        piece, ends_message, full = _select_blocks(snapshot, run, wanted, bool(pieces))
+        if piece is not None:
+            pieces.append(piece)
+            wanted -= piece.size
+            expected = piece.start + piece.skip + piece.size
+        if full:
+            break
+    if not ends_message:
+        raise CorruptData("index/data.mdb, table runs", 0, "a message has no end: run reindex")
+    return pieces
+
+
+def _select_blocks(
+    snapshot: Snapshot, run: Run | RunPlace, wanted: int, have_any: bool
+) -> tuple[Piece | None, bool, bool]:
+    """The wanted blocks of a long run: piece, whether it ends a message, whether it is cut."""
+    whole = snapshot.framing is Framing.JSON
+    first = last = -1
+    at = start = run.start
+    size = skip = 0
+    ended = True
+    full = False
+    for number, (coded, _) in enumerate(BLOCK.iter_unpack(run.blocks)):
+        length = coded & LENGTH_MASK
+        if at + length > snapshot.offset:
+            if first < 0:
+                if whole and not ended:
+                    raise OffsetError("The offset lies inside a message.")
+                first, start, skip = number, at, max(snapshot.offset - at, 0)
+                size = -skip
+            if (have_any or last >= 0) and size + length > wanted and (ended or not whole):
+                full = True
+                break
+            last = number
+            size += length
+        at += length
+        ended = bool(coded & ENDS_MESSAGE)
+    if last < 0:
+        return None, True, full
+    blocks = run.blocks[first * BLOCK.size : (last + 1) * BLOCK.size]
+    return Piece(run, start, blocks, skip, size), ended or not whole, full
+
+
+def join(snapshot: Snapshot, pieces: list[Piece], parts: list[bytes]) -> Chunk:
+    """The chunk that `parts`, the pieces' whole blocks, make."""
+    if not pieces:
+        return Chunk(b"", snapshot.offset, snapshot.offset, True, snapshot.closed)
+    first = pieces[0]
+    if first.skip:
+        if snapshot.framing is Framing.JSON:
+            _check_boundary(parts[0], first)
+        parts[0] = parts[0][first.skip :]
+    data = parts[0] if len(parts) == 1 else b"".join(parts)
+    end = snapshot.offset + len(data)
+    up_to_date = end == snapshot.tail
+    if not up_to_date and snapshot.framing is Framing.TEXT:
+        whole = text_boundary(data)
+        if whole:
+            data = data[:whole]
+            end = snapshot.offset + whole
+    return Chunk(data, snapshot.offset, end, up_to_date, up_to_date and snapshot.closed)
+
+
+def _check_boundary(data: bytes, piece: Piece) -> None:
+    """Refuse an offset inside a message. The first block's messages tell."""
+    length, _ = BLOCK.unpack_from(piece.blocks)
+    if not length & ENDS_MESSAGE:
+        raise OffsetError("The offset lies inside a message.")
+    at = 0
+    try:
+        for size in message_lengths(data[: length & LENGTH_MASK]):
+            at += size
+            if at >= piece.skip:
+                break
+    except FramingError:
+        at = -1
+    if at != piece.skip:
+        raise OffsetError("The offset lies inside a message.")
+
+
+class Reader:
+    """Reads durable bytes for a store. Safe in any thread; only `cold` may wait for the disk."""
+
+    def __init__(self, segments: Segments, index: Index, plans_max: int) -> None:
+        self._segments = segments
+        self._index = index
+        self._plans = Plans(plans_max)
+
+    def quick(self, snapshot: Snapshot, runs: Sequence[Run | RunPlace]) -> Chunk | None:
+        """The chunk, if all its bytes are in memory or in the page cache."""
+        pieces = select(snapshot, runs)
+        parts = []
+        for piece in pieces:
+            part = self._cached_part(snapshot, piece)
+            if part is None:
+                return None
+            parts.append(part)
+        return join(snapshot, pieces, parts)
+
+    def planned(self, snapshot: Snapshot) -> Chunk | None:
+        """The chunk, if the index was asked before and the page cache has the bytes."""
+        places = self._plans.get(snapshot)
+        return None if places is None else self.quick(snapshot, places)
+
+    def cold(self, snapshot: Snapshot, runs: list[Run], memory_start: int) -> Chunk:
+        """The chunk, from wherever it is. Raises `CorruptData`, `OffsetError`."""
+        places: list[Run | RunPlace] = []
+        if snapshot.offset < memory_start:
+            found = self._index.runs(
+                snapshot.stream_id, snapshot.offset, memory_start, snapshot.limit_bytes
+            )
+            places += [place for place in found if place.start < memory_start]
+            if (
+                found
+                and found[-1].start + found[-1].length > snapshot.offset + snapshot.limit_bytes
+            ):
+                self._plans.put(snapshot, found)
+        pieces = select(snapshot, [*places, *runs])
+        parts = [self._part(snapshot, piece) for piece in pieces]
+        return join(snapshot, pieces, parts)
+
+    def _cached_part(self, snapshot: Snapshot, piece: Piece) -> bytes | None:
+        run = piece.run
+        if isinstance(run, Run) and run.data is not None:
+            return _slice(run.data, run, piece)
+        segment = self._segments.get(run.segment_id)
+        position = run.position + piece.start - run.start
+        data = read_cached(segment.fd, piece.skip + piece.size, position)
+        return None if data is None else self._verified(snapshot, piece, segment, data, position)
+
+    def _part(self, snapshot: Snapshot, piece: Piece) -> bytes:
+        run = piece.run
+        if isinstance(run, Run):
+            data = run.data
+            if data is not None:
+                return _slice(data, run, piece)
+        segment = self._segments.get(run.segment_id)
+        position = run.position + piece.start - run.start
+        data = read_at(segment.fd, piece.skip + piece.size, position)
+        return self._verified(snapshot, piece, segment, data, position)
+
+    @staticmethod
+    def _verified(
+        snapshot: Snapshot, piece: Piece, segment: SegmentFile, data: bytes, position: int
+    ) -> bytes:
+        wrong = damaged_block(segment.seed, snapshot.stream_id, piece.start, piece.blocks, data)
+        if wrong is not None:
+            raise CorruptData(
+                segment.name,
+                position + wrong,
+                f"the payload of stream {snapshot.stream_id} at its offset {piece.start + wrong} "
+                "is damaged",
+            )
+        return data
+
+
+def _slice(data: bytes, run: Run, piece: Piece) -> bytes:
+    """A piece's blocks out of a run's bytes in memory."""
+    start = piece.start - run.start
+    size = piece.skip + piece.size
+    return data if size == len(data) else data[start : start + size]
+
+
+class ColdRead:
+    """A planned read that needs the index or the disk: `run` it in any thread."""
+
+    __slots__ = ("_memory_start", "_reader", "_runs", "_snapshot")
+
+    def __init__(
+        self, reader: Reader, snapshot: Snapshot, runs: list[Run], memory_start: int
+    ) -> None:
+        self._reader = reader
+        self._snapshot = snapshot
+        self._runs = runs
+        self._memory_start = memory_start
+
+    def run(self) -> Chunk:
+        """Do the read. Raises `CorruptData`, `OffsetError`."""
+        return self._reader.cold(self._snapshot, self._runs, self._memory_start)

@@ -1,0 +1,123 @@
+"""Streams in memory: loaded on first use, evicted when idle, and the tail cache of their bytes.
+
+A stream stays while anything about it is not in the index yet (its newest change, a run), while a
+reader follows it, or while the tail cache holds bytes of it that are not idle.
+"""
+
+from collections import deque
+from itertools import islice
+from typing import NamedTuple
+
+from storage.errors import NotResident
+from storage.index import StreamMeta
+from storage.limits import Limits
+from storage.record import Producer
+from storage.state import Run, Stream, StreamConfig
+
+RUN_OVERHEAD_BYTES = 512
+SWEEP_STREAMS = 5_000
+
+
+class Loaded(NamedTuple):
+    """What the index says about a path; `meta` is None when there is no stream."""
+
+    path: bytes
+    stream_id: int
+    meta: StreamMeta | None
+
+
+class TailCache:
+    """The newest payload of all streams, up to a bound that counts each run's overhead too."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        self._runs: deque[Run] = deque()
+
+    def add(self, run: Run, indexed_sequence: int) -> None:
+        """Keep a run's bytes, and let go of the oldest."""
+        self._runs.append(run)
+        self._bytes += run.end - run.start + RUN_OVERHEAD_BYTES
+        while self._bytes > self._bytes_max:
+            oldest = self._runs.popleft()
+            self._bytes -= oldest.end - oldest.start + RUN_OVERHEAD_BYTES
+            oldest.data = None
+            oldest.stream.runs.drop(indexed_sequence)
+
+
+class Residents:
+    """The newest incarnation at each path in memory, and paths known to be free."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._streams: dict[bytes, Stream] = {}
+        self._absent: dict[bytes, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def get(self, path: bytes) -> Stream | None:
+        """The stream at a path, None if there is none. Raises `NotResident` if not known."""
+        stream = self._streams.get(path)
+        if stream is None and path not in self._absent:
+            raise NotResident(path)
+        return stream
+
+    def put(self, stream: Stream) -> None:
+        """Let a path lead to this stream."""
+        self._absent.pop(stream.path, None)
+        self._streams[stream.path] = stream
+
+    def put_back(self, path: bytes, stream: Stream | None) -> None:
+        """Undo `put`: let a path lead to what was there before."""
+        if stream is None:
+            self._streams.pop(path, None)
+            self._note_absent(path)
+        else:
+            self._streams[path] = stream
+
+    def admit(self, loaded: Loaded, now_ms: int) -> None:
+        """Take what was loaded, unless the path became known meanwhile."""
+        if loaded.path in self._streams or loaded.path in self._absent:
+            return
+        if loaded.meta is None:
+            self._note_absent(loaded.path)
+        else:
+            self._streams[loaded.path] = _revive(loaded.stream_id, loaded.meta, now_ms)
+
+    def evict(self, now_ms: int, indexed_sequence: int) -> None:
+        """Look at some streams, the longest unvisited first, and forget those that can be."""
+        for path in list(islice(self._streams, SWEEP_STREAMS)):
+            stream = self._streams.pop(path)
+            if stream.last_sequence > indexed_sequence or stream.live_readers:
+                self._streams[path] = stream
+                continue
+            stream.runs.drop(indexed_sequence)
+            crowded = len(self._streams) >= self._limits.resident_streams_max
+            idle = now_ms - stream.used_ms >= self._limits.idle_ms
+            if stream.deleted or idle or (crowded and not len(stream.runs)):
+                stream.runs.clear()
+            else:
+                self._streams[path] = stream
+
+    def _note_absent(self, path: bytes) -> None:
+        self._absent[path] = None
+        if len(self._absent) > self._limits.known_absent_max:
+            del self._absent[next(iter(self._absent))]
+
+
+def _revive(stream_id: int, meta: StreamMeta, now_ms: int) -> Stream:
+    """A stream as the index has it: accepted, durable and indexed state are one."""
+    config = StreamConfig(meta.content_type, meta.ttl_s, meta.expires_ms)
+    stream = Stream(stream_id, meta.path, config, meta.created_ms)
+    stream.root = meta.root
+    stream.tail = stream.durable_tail = meta.tail
+    stream.closed = stream.durable_closed = meta.closed
+    stream.closer = None if meta.closer is None else Producer(*meta.closer)
+    stream.stream_seq = meta.stream_seq
+    stream.producer_count = meta.producer_count
+    stream.producers_complete = not meta.producer_count
+    stream.deadline_ms = stream.persisted_deadline_ms = meta.deadline_ms
+    stream.durable = True
+    stream.used_ms = now_ms
+    return stream

@@ -1,0 +1,401 @@
+"""A stream in memory: its accepted and its durable state, and the decision on an append.
+
+*Accepted* state includes what is not durable yet; every decision is made against it. *Durable*
+state is what readers see. `last_sequence` is the batch that the newest accepted change rests on: an
+answer about accepted state may be told only when that batch is durable.
+
+Left out: reading and writing. `storage.store` applies what is decided here.
+"""
+
+import enum
+from bisect import bisect_right
+from collections.abc import Callable
+from typing import Any
+
+from storage.errors import CommitError, FramingError
+from storage.framing import Framed, Framing, frame, framing_of
+from storage.record import Producer
+
+GRAIN_MS_MIN = 4_000
+GRAIN_MS_MAX = 60_000
+
+
+class StreamConfig:
+    """What a stream is created with (protocol 5.1); equal when an idempotent PUT may match."""
+
+    __slots__ = ("content_type", "expires_ms", "framing", "media_type", "ttl_s")
+
+    def __init__(
+        self, content_type: str, ttl_s: int | None = None, expires_ms: int | None = None
+    ) -> None:
+        self.content_type = content_type
+        self.media_type = content_type.partition(";")[0].strip().lower()
+        self.framing: Framing = framing_of(self.media_type)
+        self.ttl_s = ttl_s
+        self.expires_ms = expires_ms
+
+    def matches(self, other: "StreamConfig") -> bool:
+        """Whether a PUT with `other` asks for this very stream: parameters of the type aside."""
+        return (self.media_type, self.ttl_s, self.expires_ms) == (
+            other.media_type,
+            other.ttl_s,
+            other.expires_ms,
+        )
+
+
+class Run:
+    """Contiguous durable payload of one stream in one batch, and its place in the log.
+
+    `data` is there while the tail cache keeps it.
+    """
+
+    __slots__ = ("blocks", "data", "end", "position", "segment_id", "sequence", "start", "stream")
+
+    def __init__(
+        self,
+        stream: "Stream",
+        start: int,
+        end: int,
+        sequence: int,
+        segment_id: int,
+        position: int,
+        blocks: bytes,
+        data: bytes | None,
+    ) -> None:
+        self.stream = stream
+        self.start = start
+        self.end = end
+        self.sequence = sequence
+        self.segment_id = segment_id
+        self.position = position
+        self.blocks = blocks
+        self.data = data
+
+
+class RunList:
+    """A stream's runs in memory, oldest first: added at the end, dropped from the front."""
+
+    __slots__ = ("_head", "_runs", "_starts")
+
+    def __init__(self) -> None:
+        self._runs: list[Run] = []
+        self._starts: list[int] = []
+        self._head = 0
+
+    def __len__(self) -> int:
+        return len(self._runs) - self._head
+
+    def append(self, run: Run) -> None:
+        """Add the stream's newest run."""
+        self._runs.append(run)
+        self._starts.append(run.start)
+
+    def drop(self, indexed_sequence: int) -> None:
+        """Forget leading runs that the index has and whose bytes are not cached."""
+        head = self._head
+        runs = self._runs
+        while head < len(runs) and runs[head].data is None:
+            if runs[head].sequence > indexed_sequence:
+                break
+            head += 1
+        if head == len(runs):
+            self.clear()
+        elif head > 64 and head * 2 > len(runs):
+            del runs[:head], self._starts[:head]
+            self._head = 0
+        else:
+            self._head = head
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._runs = []
+        self._starts = []
+        self._head = 0
+
+    def first_start(self) -> int | None:
+        """The lowest offset that memory knows of."""
+        return self._starts[self._head] if self._head < len(self._starts) else None
+
+    def covering(self, offset: int, limit_bytes: int) -> list[Run]:
+        """The runs from the one that holds `offset`, until `limit_bytes` are passed."""
+        at = bisect_right(self._starts, offset, lo=self._head) - 1
+        at = max(at, self._head)
+        found = []
+        end = offset + limit_bytes
+        for index in range(at, len(self._runs)):
+            run = self._runs[index]
+            found.append(run)
+            if run.end > end:
+                break
+        return found
+
+
+class Stream:
+    """One incarnation of a stream. Attributes are read-only outside `storage`."""
+
+    __slots__ = (
+        "closed",
+        "closer",
+        "config",
+        "created_ms",
+        "deadline_ms",
+        "deleted",
+        "durable",
+        "durable_closed",
+        "durable_tail",
+        "gone",
+        "id",
+        "last_sequence",
+        "live_readers",
+        "path",
+        "persisted_deadline_ms",
+        "producer_count",
+        "producers",
+        "producers_complete",
+        "root",
+        "runs",
+        "shadowed",
+        "stream_seq",
+        "tail",
+        "used_ms",
+    )
+
+    def __init__(self, stream_id: int, path: bytes, config: StreamConfig, created_ms: int) -> None:
+        self.id = stream_id
+        self.root = stream_id
+        self.path = path
+        self.config = config
+        self.created_ms = created_ms
+        # accepted
+        self.tail = 0
+        self.closed = False
+        self.closer: Producer | None = None
+        self.stream_seq: bytes | None = None
+        self.producers: dict[bytes, tuple[int, int] | None] = {}
+        self.producers_complete = True
+        self.producer_count = 0
+        self.deleted = False
+        self.last_sequence = 0
+        # durable
+        self.durable = False
+        self.durable_tail = 0
+        self.durable_closed = False
+        self.gone = False
+        self.shadowed: Stream | None = None
+        # memory and time
+        self.runs = RunList()
+        self.deadline_ms: int | None = None
+        self.persisted_deadline_ms: int | None = None
+        self.live_readers = 0
+        self.used_ms = created_ms
+
+    def undo_point(self, producer_id: bytes | None) -> tuple[Any, ...]:
+        """What `restore` needs to take one accepted change back."""
+        known = self.producers.get(producer_id) if producer_id is not None else None
+        return (
+            self.tail,
+            self.closed,
+            self.closer,
+            self.stream_seq,
+            self.deleted,
+            self.last_sequence,
+            self.persisted_deadline_ms,
+            self.producer_count,
+            producer_id,
+            known,
+        )
+
+    def restore(
+        self,
+        tail: int,
+        closed: bool,
+        closer: Producer | None,
+        stream_seq: bytes | None,
+        deleted: bool,
+        last_sequence: int,
+        persisted_deadline_ms: int | None,
+        producer_count: int,
+        producer_id: bytes | None,
+        known: tuple[int, int] | None,
+    ) -> None:
+        """Go back to an `undo_point`."""
+        self.tail = tail
+        self.closed = closed
+        self.closer = closer
+        self.stream_seq = stream_seq
+        self.deleted = deleted
+        self.last_sequence = last_sequence
+        self.persisted_deadline_ms = persisted_deadline_ms
+        self.producer_count = producer_count
+        if producer_id is not None:
+            self.producers[producer_id] = known
+
+    def expired(self, now_ms: int) -> bool:
+        """Whether its time is over. A live reader keeps a stream with a TTL alive."""
+        deadline = self.deadline_ms
+        if deadline is None or now_ms < deadline:
+            return False
+        return self.config.ttl_s is None or not self.live_readers
+
+    def slide(self, now_ms: int) -> int | None:
+        """Note an access: a TTL's deadline moves. Returns the deadline to write down when due.
+
+        What is written lies a grain past the real deadline and is renewed when half the grain is
+        used, so that after a restart a stream may live a grain longer and never expires early.
+        """
+        ttl_s = self.config.ttl_s
+        if ttl_s is None:
+            return None
+        deadline = now_ms + ttl_s * 1_000
+        self.deadline_ms = deadline
+        grain = min(max(ttl_s * 125, GRAIN_MS_MIN), GRAIN_MS_MAX)
+        persisted = self.persisted_deadline_ms
+        if persisted is not None and deadline + grain // 2 <= persisted:
+            return None
+        return deadline + grain
+
+
+class Kind(enum.Enum):
+    """What became of a request."""
+
+    APPENDED = enum.auto()
+    DUPLICATE = enum.auto()
+    ALREADY_CLOSED = enum.auto()
+    CLOSED = enum.auto()
+    TYPE_MISMATCH = enum.auto()
+    STALE_EPOCH = enum.auto()
+    EPOCH_START = enum.auto()
+    SEQ_GAP = enum.auto()
+    STREAM_SEQ = enum.auto()
+    TOO_MANY_PRODUCERS = enum.auto()
+    BAD_JSON = enum.auto()
+    EMPTY_ARRAY = enum.auto()
+    PRODUCER_NOT_LOADED = enum.auto()
+    MISSING = enum.auto()
+    CREATED = enum.auto()
+    EXISTS = enum.auto()
+    CONFLICT = enum.auto()
+    DELETED = enum.auto()
+
+
+class Append:
+    """A POST's values. `media_type` is in lower case without parameters; None goes with no body."""
+
+    __slots__ = ("body", "close", "media_type", "producer", "stream_seq")
+
+    def __init__(
+        self,
+        body: bytes,
+        media_type: str | None,
+        producer: Producer | None = None,
+        stream_seq: bytes | None = None,
+        close: bool = False,
+    ) -> None:
+        self.body = body
+        self.media_type = media_type
+        self.producer = producer
+        self.stream_seq = stream_seq
+        self.close = close
+
+
+class Outcome:
+    """The decision on a request. With a `batch`, it may be told only when that batch is durable."""
+
+    __slots__ = (
+        "batch",
+        "closed",
+        "detail",
+        "epoch",
+        "expected",
+        "kind",
+        "root",
+        "seq",
+        "stream",
+        "tail",
+    )
+
+    def __init__(self, kind: Kind, stream: Stream | None = None, detail: str = "") -> None:
+        self.kind = kind
+        self.stream = stream
+        self.detail = detail
+        self.tail = stream.tail if stream is not None else 0
+        self.closed = stream.closed if stream is not None else False
+        self.root = stream.root if stream is not None else 0
+        self.epoch = 0
+        self.seq = 0
+        self.expected = 0
+        self.batch: Batch | None = None
+
+
+class Batch:
+    """What an answer waits for: `waiters` are called once it is durable (None) or has failed."""
+
+    __slots__ = ("sequence", "waiters")
+
+    def __init__(self, sequence: int) -> None:
+        self.sequence = sequence
+        self.waiters: list[Callable[[CommitError | None], None]] = []
+
+
+def decide(stream: Stream, append: Append, producers_max: int) -> Outcome | Framed:
+    """Judge an append against accepted state: the payload to store, or why nothing is stored.
+
+    The order of the checks is the protocol's (5.2): closed, content type, producer, `Stream-Seq`,
+    and the JSON last. Nothing is changed here.
+    """
+    producer = append.producer
+    if stream.closed:
+        if producer is not None:
+            kind = Kind.DUPLICATE if producer == stream.closer else Kind.CLOSED
+        else:
+            kind = Kind.ALREADY_CLOSED if append.close and not append.body else Kind.CLOSED
+        return _with_producer(Outcome(kind, stream), producer)
+    if append.body and append.media_type != stream.config.media_type:
+        return Outcome(Kind.TYPE_MISMATCH, stream)
+    if producer is not None:
+        refused = _judge_producer(stream, producer, producers_max)
+        if refused is not None:
+            return refused
+    last_seq = stream.stream_seq
+    if append.stream_seq is not None and last_seq is not None and append.stream_seq <= last_seq:
+        return Outcome(Kind.STREAM_SEQ, stream)
+    if not append.body:
+        return Framed(b"", None)
+    try:
+        framed = frame(stream.config.framing, append.body)
+    except FramingError as error:
+        return Outcome(Kind.BAD_JSON, stream, str(error))
+    if not framed.data:
+        return Outcome(Kind.EMPTY_ARRAY, stream)
+    return framed
+
+
+def _judge_producer(stream: Stream, producer: Producer, producers_max: int) -> Outcome | None:
+    known = stream.producers.get(producer.id)
+    if known is None:
+        if not stream.producers_complete and producer.id not in stream.producers:
+            return Outcome(Kind.PRODUCER_NOT_LOADED, stream)
+        if producer.seq:
+            return Outcome(Kind.SEQ_GAP, stream)
+        if stream.producer_count >= producers_max:
+            return Outcome(Kind.TOO_MANY_PRODUCERS, stream)
+        return None
+    epoch, seq = known
+    if producer.epoch > epoch:
+        return Outcome(Kind.EPOCH_START, stream) if producer.seq else None
+    if producer.epoch == epoch and producer.seq == seq + 1:
+        return None
+    if producer.epoch < epoch:
+        kind = Kind.STALE_EPOCH
+    else:
+        kind = Kind.DUPLICATE if producer.seq <= seq else Kind.SEQ_GAP
+    outcome = Outcome(kind, stream)
+    outcome.epoch, outcome.seq = known
+    outcome.expected = seq + 1
+    return outcome
+
+
+def _with_producer(outcome: Outcome, producer: Producer | None) -> Outcome:
+    if producer is not None:
+        outcome.epoch, outcome.seq = producer.epoch, producer.seq
+    return outcome

@@ -1,0 +1,571 @@
+"""The front door: one object that decides, commits, reads and forgets.
+
+The owner thread (the daemon's event loop) calls everything but `write`, `load`, `load_producer` and
+`ColdRead.run`. An append goes: `append` decides and fills the open batch, `seal` joins it, `write`
+(another thread) writes and syncs, `finish` makes it durable state. Only after `finish` may anybody
+be told, so the caller waits on `Outcome.batch`. One sealed batch at most is under way.
+
+Invariants
+    durable ≤ accepted: readers see `durable_*` only; decisions are made on accepted state.
+    A stream stays in memory until accepted = durable = indexed, so that the index alone is enough
+    for what is not in memory.
+    A path leads to its newest incarnation; an older one that readers still see is its `shadowed`.
+"""
+
+import contextlib
+import time
+from collections import deque
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from storage.directory import DataDirectory
+from storage.disk import Disk
+from storage.errors import CommitError, FramingError, Latched, OutOfSpace, Unsettled
+from storage.framing import Framed, frame
+from storage.index import Checkpoint, Index
+from storage.indexer import Indexer
+from storage.limits import Limits
+from storage.log import Log, LogEnd
+from storage.pending import PendingBatch, Sealed
+from storage.reading import Chunk, ColdRead, Reader, Segments, Snapshot
+from storage.record import Configuration, Record, RecordType, encode, encode_plain_append
+from storage.recovery import Recovered, recover
+from storage.residents import Loaded, Residents, TailCache
+from storage.state import Append, Batch, Kind, Outcome, Run, Stream, StreamConfig, decide
+
+INDEX_INTERVAL_MS = 1_000
+DUE_STREAMS_PER_TICK = 1_000
+FULL = "The disk is full: nothing was kept, and writing resumes when there is space."
+LATCHED = "A write to disk failed: the store takes no more writes until the daemon is restarted."
+
+
+class Finished(NamedTuple):
+    """What a finished commit means: batches to answer, streams whose readers have to look."""
+
+    batches: list[PendingBatch]
+    woken: list[Stream]
+
+
+class Unindexed(NamedTuple):
+    """A durable batch that the index does not have yet."""
+
+    sequence: int
+    records: int
+    size_bytes: int
+    streams: list[Stream]
+
+
+class Store:
+    """An open data directory. Use `open`."""
+
+    def __init__(
+        self,
+        directory: DataDirectory,
+        limits: Limits,
+        disk: Disk,
+        index: Index,
+        recovered: Recovered,
+    ) -> None:
+        self.directory = directory
+        self.limits = limits
+        self.recovered = recovered
+        self.latched = False
+        self.full = False
+        self.indexing = False
+        """An index step is under way somewhere; `indexed` ends it."""
+        self._disk = disk
+        self._index = index
+        self._log = Log(
+            disk, directory.segments, recovered.end, limits.segment_bytes, limits.zero_ahead_bytes
+        )
+        self._residents = Residents(limits)
+        self._cache = TailCache(limits.tail_cache_bytes_max)
+        segments = Segments(directory.segments, limits.open_segments_max)
+        self._reader = Reader(segments, index, limits.read_plans_max)
+        self._next_stream_id = recovered.next_stream_id
+        self._durable_sequence = self._indexed_sequence = recovered.end.sequence
+        self._open = PendingBatch(recovered.end.sequence + 1)
+        self._sealed: Sealed | None = None
+        self._unindexed: deque[Unindexed] = deque()
+        self._unindexed_records = 0
+        self._unindexed_bytes = 0
+        self._indexed_ms = self.now_ms()
+
+    @classmethod
+    def open(cls, path: Path, limits: Limits | None = None, disk: Disk | None = None) -> Self:
+        """Lock, check, recover and open a data directory; an empty one is made into one.
+
+        Raises `OpenError` with a sentence, nothing on disk being changed; `DirectoryLocked` when
+        another process has it.
+        """
+        limits = limits or Limits()
+        disk = disk or Disk()
+        directory = DataDirectory.open(path, disk)
+        with contextlib.ExitStack() as undo:
+            undo.callback(directory.unlock)
+            directory.lock()
+            directory.lock_index()
+            index = Index(directory.index, writable=True)
+            undo.callback(index.close)
+            recovered = recover(directory, disk, index, limits.index_step_records)
+            store = cls(directory, limits, disk, index, recovered)
+            directory.make_reserve(disk, limits.reserve_bytes)
+            undo.pop_all()
+        return store
+
+    def close(self) -> None:
+        """Commit what was accepted, bring the index up to date, and give the directory back."""
+        self.commit()
+        while not self.latched and self._indexed_sequence < self._durable_sequence:
+            self.index_step()
+        self._log.close()
+        self._index.close()
+        self.directory.unlock()
+
+    def now_ms(self) -> int:
+        """Milliseconds since 1970."""
+        return time.time_ns() // 1_000_000
+
+    # Look-ups
+
+    def find(self, path: bytes) -> Stream | None:
+        """The stream that accepted state has at a path: for PUT, POST and DELETE.
+
+        Raises `NotResident` when the index has to be asked, `Unsettled` when there is none because
+        of a deletion that is not durable yet.
+        """
+        stream = self._residents.get(path)
+        if stream is None:
+            return None
+        now_ms = self.now_ms()
+        if not stream.deleted:
+            if not stream.expired(now_ms):
+                stream.used_ms = now_ms
+                return stream
+            self._expire(stream)
+        self._settled(stream)
+        return None
+
+    def visible(self, path: bytes) -> Stream | None:
+        """The stream that is durably at a path: for GET and HEAD. Raises as `find` does."""
+        stream = self._residents.get(path)
+        while stream is not None and not stream.durable:
+            stream = stream.shadowed
+        if stream is None or stream.gone:
+            return None
+        now_ms = self.now_ms()
+        if stream.expired(now_ms):
+            self._expire(stream)
+            self._settled(stream)
+            return None
+        stream.used_ms = now_ms
+        return stream
+
+    def load(self, path: bytes) -> Loaded:
+        """Ask the index for the stream at a path. Any thread. Raises `CorruptData`."""
+        found = self._index.stream_at(path)
+        return Loaded(path, 0, None) if found is None else Loaded(path, *found)
+
+    def admit(self, loaded: Loaded) -> None:
+        """Take in what `load` found: look-ups of its path are answered from now on."""
+        self._residents.admit(loaded, self.now_ms())
+
+    def load_producer(self, stream: Stream, producer_id: bytes) -> tuple[int, int] | None:
+        """Ask the index for a producer's epoch and seq. Any thread. Raises `CorruptData`."""
+        return self._index.producer(stream.id, producer_id)
+
+    def admit_producer(
+        self, stream: Stream, producer_id: bytes, known: tuple[int, int] | None
+    ) -> None:
+        """Take in what `load_producer` found, unless something newer was accepted meanwhile."""
+        producers = stream.producers
+        if len(producers) >= self.limits.producers_per_stream_max:
+            for other in [other for other, state in producers.items() if state is None]:
+                del producers[other]
+        producers.setdefault(producer_id, known)
+
+    def _settled(self, stream: Stream) -> None:
+        """Return if the stream's accepted state is durable, else raise `Unsettled`."""
+        batch = self._batch_of(stream)
+        if batch is not None:
+            raise Unsettled(batch)
+
+    def _batch_of(self, stream: Stream) -> Batch | None:
+        """The batch that the stream's accepted state rests on, if it is not durable yet."""
+        if stream.last_sequence <= self._durable_sequence:
+            return None
+        if stream.last_sequence == self._open.sequence or self._sealed is None:
+            return self._open
+        return self._sealed.batch
+
+    # Decisions
+
+    @property
+    def accepting(self) -> bool:
+        """Whether there is room for more appends; when not, wait for a batch or an index step."""
+        limits = self.limits
+        return (
+            self._open.payload_bytes < limits.batch_bytes_max
+            and len(self._open.records) < limits.batch_records_max
+            and self._unindexed_records < limits.unindexed_records_max
+            and self._unindexed_bytes < limits.unindexed_bytes_max
+        )
+
+    def create(self, path: bytes, config: StreamConfig, body: bytes, closed: bool) -> Outcome:
+        """Create a stream (protocol 5.1): CREATED, EXISTS, CONFLICT or BAD_JSON.
+
+        Raises `CommitError` when the store takes no writes, `NotResident` as `find` does.
+        """
+        existing = self._residents.get(path)
+        now_ms = self.now_ms()
+        if existing is not None and not existing.deleted and not existing.expired(now_ms):
+            same = existing.config.matches(config) and existing.closed == closed
+            return self._resting(Outcome(Kind.EXISTS if same else Kind.CONFLICT, existing))
+        framed = Framed(b"", None)
+        if body:
+            try:
+                framed = frame(config.framing, body)
+            except FramingError as error:
+                return Outcome(Kind.BAD_JSON, None, str(error))
+        self._check_writable()
+        if existing is not None and not existing.deleted:
+            self._delete(existing)
+        stream = Stream(self._next_stream_id, path, config, now_ms)
+        self._next_stream_id += 1
+        if existing is not None:
+            stream.shadowed = existing if existing.durable else existing.shadowed
+        self._open.undo.append((self._residents.put_back, (path, existing)))
+        self._residents.put(stream)
+        stream.deadline_ms = config.expires_ms
+        deadline_ms = stream.persisted_deadline_ms = stream.slide(now_ms) or config.expires_ms
+        size = len(framed.data)
+        configuration = Configuration(
+            path, config.content_type.encode("latin-1"), config.ttl_s, config.expires_ms
+        )
+        record = Record(
+            RecordType.CREATE,
+            stream.id,
+            0,
+            size,
+            closes=closed,
+            deadline_ms=deadline_ms,
+            configuration=configuration,
+        )
+        stream.tail = size
+        stream.closed = closed
+        self._open.reclaims = False
+        self._open.add_record(stream, encode(record))
+        if size:
+            self._open.add_payload(stream, 0, framed)
+        return self._resting(Outcome(Kind.CREATED, stream))
+
+    def append(self, stream: Stream, append: Append) -> Outcome:
+        """Append to, or close, a stream (protocol 5.2, 5.3), or say why not.
+
+        Raises `CommitError` when the store takes no writes.
+        """
+        now_ms = self.now_ms()
+        if stream.deleted or stream.expired(now_ms):
+            return self._resting(Outcome(Kind.MISSING, stream))
+        decision = decide(stream, append, self.limits.producers_per_stream_max)
+        if isinstance(decision, Outcome):
+            if decision.kind in (Kind.DUPLICATE, Kind.ALREADY_CLOSED):
+                self.touch(stream)
+            return self._resting(decision)
+        self._check_writable()
+        producer = append.producer
+        producer_id = None if producer is None else producer.id
+        batch = self._open
+        batch.undo.append((stream.restore, stream.undo_point(producer_id)))
+        deadline_ms = stream.slide(now_ms)
+        if deadline_ms is not None:
+            stream.persisted_deadline_ms = deadline_ms
+        start = stream.tail
+        size = len(decision.data)
+        outcome = Outcome(Kind.APPENDED, stream)
+        if (
+            producer is None
+            and append.stream_seq is None
+            and not append.close
+            and deadline_ms is None
+        ):
+            record = encode_plain_append(stream.id, start, size)
+        else:
+            record = encode(
+                Record(
+                    RecordType.APPEND,
+                    stream.id,
+                    start,
+                    size,
+                    producer,
+                    append.stream_seq,
+                    append.close,
+                    deadline_ms,
+                )
+            )
+            if producer is not None:
+                if stream.producers.get(producer.id) is None:
+                    stream.producer_count += 1
+                stream.producers[producer.id] = (producer.epoch, producer.seq)
+                outcome.epoch, outcome.seq = producer.epoch, producer.seq
+            if append.stream_seq is not None:
+                stream.stream_seq = append.stream_seq
+            if append.close:
+                stream.closed = outcome.closed = True
+                stream.closer = producer
+        stream.tail = outcome.tail = start + size
+        batch.reclaims = False
+        batch.add_record(stream, record)
+        if size:
+            batch.add_payload(stream, start, decision)
+        outcome.batch = batch
+        return outcome
+
+    def delete(self, stream: Stream) -> Outcome:
+        """Delete a stream (protocol 5.4): DELETED, or MISSING. Raises `Latched`."""
+        if stream.deleted or stream.expired(self.now_ms()):
+            return self._resting(Outcome(Kind.MISSING, stream))
+        if self.latched:
+            raise Latched(LATCHED)
+        self._delete(stream)
+        return self._resting(Outcome(Kind.DELETED, stream))
+
+    def touch(self, stream: Stream) -> None:
+        """A read or a repeated write was begun: a TTL's window slides (protocol 5.1)."""
+        deadline_ms = stream.slide(self.now_ms())
+        if deadline_ms is None or self.latched or stream.deleted or not stream.durable:
+            return
+        self._open.undo.append((stream.restore, stream.undo_point(None)))
+        stream.persisted_deadline_ms = deadline_ms
+        record = Record(RecordType.TOUCH, stream.id, stream.tail, deadline_ms=deadline_ms)
+        self._open.add_record(stream, encode(record))
+
+    def hold(self, stream: Stream) -> None:
+        """A live reader follows the stream from now on: it stays in memory, and its TTL waits."""
+        stream.live_readers += 1
+
+    def release(self, stream: Stream) -> None:
+        """A live reader has gone."""
+        stream.live_readers -= 1
+        if not stream.gone:
+            self.touch(stream)
+
+    def _resting(self, outcome: Outcome) -> Outcome:
+        if outcome.stream is not None:
+            outcome.batch = self._batch_of(outcome.stream)
+        return outcome
+
+    def _check_writable(self) -> None:
+        if self.latched:
+            raise Latched(LATCHED)
+        if self.full:
+            raise OutOfSpace(FULL)
+
+    def _delete(self, stream: Stream) -> None:
+        self._open.undo.append((stream.restore, stream.undo_point(None)))
+        stream.deleted = True
+        record = Record(RecordType.DELETE, stream.id, stream.tail)
+        self._open.add_record(stream, encode(record))
+
+    def _expire(self, stream: Stream) -> None:
+        """Write down that a stream's time is over, where writing is possible."""
+        if not self.latched and not stream.deleted:
+            self._delete(stream)
+
+    # Commits
+
+    def seal(self) -> Sealed | None:
+        """Close the open batch and frame it; None if there is nothing, or one is under way."""
+        batch = self._open
+        if self._sealed is not None or not batch.records:
+            return None
+        self._open = PendingBatch(batch.sequence + 1)
+        placement = self._log.place(batch.size_bytes_max(), self._next_stream_id)
+        self._sealed = Sealed(batch, placement, self.now_ms(), self._log.end.checksum)
+        return self._sealed
+
+    def write(self, sealed: Sealed) -> None:
+        """Write and sync a sealed batch. Any thread. Raises `CommitError`."""
+        encoded = sealed.encoded
+        try:
+            self._log.write(sealed.placement, encoded.buffers, encoded.size_bytes)
+        except OutOfSpace:
+            if not sealed.batch.reclaims:
+                raise
+            self.directory.release_reserve(self._disk)
+            self._log.write(sealed.placement, encoded.buffers, encoded.size_bytes)
+
+    def finish(self, sealed: Sealed, error: CommitError | None) -> Finished:
+        """Make a written batch durable state, or take it back, with all accepted since."""
+        self._sealed = None
+        if error is not None:
+            return self._take_back(sealed, error)
+        encoded = sealed.encoded
+        batch = sealed.batch
+        placement = sealed.placement
+        self._log.advance(placement, encoded.size_bytes, batch.sequence, encoded.checksum)
+        self._durable_sequence = batch.sequence
+        position = placement.position + encoded.payload_at
+        segment_id = placement.header.segment_id
+        for stream, entry, data in zip(batch.runs, sealed.runs, sealed.payloads, strict=True):
+            end = entry.start + entry.length
+            run = Run(
+                stream,
+                entry.start,
+                end,
+                batch.sequence,
+                segment_id,
+                position,
+                entry.blocks,
+                data,
+            )
+            position += entry.length
+            stream.runs.append(run)
+            self._cache.add(run, self._indexed_sequence)
+        woken = []
+        for stream, tail, closed, deleted in sealed.effects:
+            if tail != stream.durable_tail or closed != stream.durable_closed or deleted:
+                woken.append(stream)
+            stream.durable = True
+            stream.shadowed = None
+            stream.durable_tail = tail
+            stream.durable_closed = closed
+            stream.gone = deleted
+        self._note_unindexed(sealed)
+        return Finished([batch], woken)
+
+    def commit(self) -> CommitError | None:
+        """Seal, write and finish in one go (owner thread): for tests, tools and closing."""
+        sealed = self.seal()
+        if sealed is None:
+            return None
+        failure = None
+        try:
+            self.write(sealed)
+        except CommitError as error:
+            failure = error
+        for batch in self.finish(sealed, failure).batches:
+            for waiter in batch.waiters:
+                waiter(failure)
+        return failure
+
+    def _take_back(self, sealed: Sealed, error: CommitError) -> Finished:
+        failed = [sealed.batch, self._open]
+        for batch in reversed(failed):
+            for restore, arguments in reversed(batch.undo):
+                restore(*arguments)
+        self._open = PendingBatch(sealed.batch.sequence)
+        if isinstance(error, OutOfSpace):
+            self.full = True
+        else:
+            self.latched = True
+        return Finished(failed, [])
+
+    # The index
+
+    def _note_unindexed(self, sealed: Sealed) -> None:
+        note = Unindexed(
+            sealed.batch.sequence,
+            len(sealed.batch.records),
+            sealed.encoded.size_bytes,
+            list(sealed.batch.touched),
+        )
+        self._unindexed.append(note)
+        self._unindexed_records += note.records
+        self._unindexed_bytes += note.size_bytes
+
+    def index_due(self) -> LogEnd | None:
+        """How far the index should be taken now; None if that can wait."""
+        if self.indexing or not self._unindexed:
+            return None
+        limits = self.limits
+        if (
+            self._unindexed_records >= limits.index_step_records
+            or self._unindexed_bytes >= limits.unindexed_bytes_max // 4
+            or self.now_ms() - self._indexed_ms >= INDEX_INTERVAL_MS
+        ):
+            return self._log.end
+        return None
+
+    def indexed(self, checkpoint: Checkpoint) -> None:
+        """The index got this far: what it has need not stay in memory."""
+        self.indexing = False
+        self._indexed_ms = self.now_ms()
+        self._indexed_sequence = max(self._indexed_sequence, checkpoint.sequence)
+        while self._unindexed and self._unindexed[0].sequence <= checkpoint.sequence:
+            note = self._unindexed.popleft()
+            self._unindexed_records -= note.records
+            self._unindexed_bytes -= note.size_bytes
+            for stream in note.streams:
+                stream.runs.drop(checkpoint.sequence)
+
+    def index_step(self) -> None:
+        """Take the index on by one step, here and now."""
+        indexer = Indexer(self.directory.segments, self._index)
+        self.indexed(indexer.step(self._log.end, self.limits.index_step_records))
+
+    def share_index(self) -> None:
+        """From now on another process writes the index; this one reads it."""
+        self._index.close()
+        self.directory.unlock_index()
+        self._index.reopen(writable=False)
+
+    def own_index(self) -> None:
+        """The other process has ended: write the index here again. Raises `DirectoryLocked`."""
+        self.directory.lock_index()
+        self._index.close()
+        self._index.reopen(writable=True)
+
+    # Reading
+
+    def read(self, stream: Stream, offset: int, limit_bytes: int) -> Chunk | ColdRead:
+        """Durable bytes from `offset` (0 to the durable tail), about `limit_bytes` of them.
+
+        A `Chunk` when memory or the page cache has them, else a `ColdRead` to run in a thread.
+        Raises `OffsetError` for an offset inside a JSON message, `CorruptData` for damage.
+        """
+        tail = stream.durable_tail
+        if offset >= tail:
+            return Chunk(b"", offset, offset, True, stream.durable_closed)
+        snapshot = Snapshot(
+            stream.id, stream.config.framing, offset, limit_bytes, tail, stream.durable_closed
+        )
+        first = stream.runs.first_start()
+        if first is not None and first <= offset:
+            runs = stream.runs.covering(offset, limit_bytes)
+            chunk = self._reader.quick(snapshot, runs)
+            return chunk or ColdRead(self._reader, snapshot, runs, offset)
+        chunk = self._reader.planned(snapshot)
+        if chunk is not None:
+            return chunk
+        if first is None:
+            return ColdRead(self._reader, snapshot, [], tail)
+        return ColdRead(self._reader, snapshot, stream.runs.covering(first, limit_bytes), first)
+
+    # Once a second
+
+    def tick(self, now_ms: int) -> None:
+        """Expire, evict, and see whether a full disk has space again; may fill the open batch."""
+        if self.full and self._has_space():
+            self.full = False
+        if not self.latched:
+            self._expire_due(now_ms)
+        self._residents.evict(now_ms, self._indexed_sequence)
+
+    def _has_space(self) -> bool:
+        free_bytes = self._disk.free_bytes(self.directory.path)
+        if free_bytes < 2 * self.limits.reserve_bytes:
+            return False
+        return self.directory.make_reserve(self._disk, self.limits.reserve_bytes)
+
+    def _expire_due(self, now_ms: int) -> None:
+        """Reap streams whose written-down deadline has passed: an idle stream costs nothing."""
+        for path in self._index.due(now_ms, DUE_STREAMS_PER_TICK):
+            self.admit(self.load(path))
+            stream = self._residents.get(path)
+            if stream is None or stream.deleted:
+                continue
+            if stream.expired(now_ms):
+                self._delete(stream)
+            elif stream.live_readers:
+                self.touch(stream)

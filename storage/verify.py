@@ -1,0 +1,208 @@
+"""Verification of a closed data directory: every batch, every block, and the index against the log.
+
+The index is checked by building another one from the log, in memory-mapped scratch space, and
+comparing them entry by entry. LMDB's pages have no checksum, so walking damaged ones can end the
+process: `python -m storage.verify DIRECTORY` is the child that does it, one finding a line.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from storage.batch import BLOCK, LENGTH_MASK, block_checksum
+from storage.chain import open_chain, segment_end
+from storage.directory import DataDirectory
+from storage.disk import read_at
+from storage.errors import CorruptData, OpenError, StorageError
+from storage.index import TABLES, Index
+from storage.indexer import Indexer
+from storage.log import LogEnd
+from storage.record import DecodeError
+from storage.scan import FIRST_BATCH_POSITION, BatchView, Scanner
+from storage.segment import SegmentFile
+
+STEP_RECORDS = 100_000
+FINDINGS_MAX = 1_000
+
+
+class Finding(NamedTuple):
+    """Something wrong: in which file, where, with which stream (0: none in particular), and what."""
+
+    file: str
+    position: int
+    stream_id: int
+    reason: str
+
+    def __str__(self) -> str:
+        stream = f", stream {self.stream_id}" if self.stream_id else ""
+        return f"{self.file}, position {self.position}{stream}: {self.reason}"
+
+
+class LogReport:
+    """What `check_log` counted."""
+
+    def __init__(self) -> None:
+        self.segments = 0
+        self.batches = 0
+        self.records = 0
+        self.payload_bytes = 0
+        self.torn_bytes = 0
+
+
+def check_log(
+    directory: DataDirectory, report: LogReport, progress: Callable[[int, int], None]
+) -> Iterator[Finding]:
+    """Read all of the log. `progress` is told the bytes read and the bytes there are.
+
+    Raises `OpenError` where the chain of segments is broken.
+    """
+    chain = open_chain(directory.segments)
+    ends = [segment_end(chain, at) for at in range(len(chain))]
+    total = sum(
+        segment.size_bytes() if end is None else end
+        for segment, end in zip(chain, ends, strict=True)
+    )
+    done = 0
+    last = LogEnd(0, 0, 0, 0)
+    for segment, end in zip(chain, ends, strict=True):
+        report.segments += 1
+        header = segment.header
+        first = (header.first_sequence - 1, header.predecessor_checksum)
+        if header.predecessor and last[2:] != first:
+            yield Finding(segment.name, 40, 0, "it does not follow its predecessor")
+        last = LogEnd(header.segment_id, FIRST_BATCH_POSITION, *first)
+        scanner = Scanner(segment)
+        while end is None or last.position < end:
+            try:
+                batch = scanner.batch_at(last.position)
+                if (batch.head.sequence, batch.head.predecessor) != (last[2] + 1, last[3]):
+                    raise DecodeError("the batch does not follow its predecessor")
+            except DecodeError as error:
+                yield from _end_of_segment(scanner, last, end, report, str(error))
+                break
+            yield from _check_payload(segment, batch, end is None)
+            last = LogEnd(header.segment_id, batch.end, batch.head.sequence, batch.checksum)
+            report.batches += 1
+            report.records += batch.head.records
+            report.payload_bytes += batch.head.payload_bytes
+            progress(done + last.position, total)
+        done += segment.size_bytes() if end is None else end
+
+
+def _end_of_segment(
+    scanner: Scanner, last: LogEnd, end: int | None, report: LogReport, reason: str
+) -> Iterator[Finding]:
+    segment = scanner.segment
+    if end is not None:
+        yield Finding(segment.name, last.position, 0, reason)
+        return
+    later = scanner.valid_batch_after(last.position, last.sequence + 1)
+    if later is not None:
+        yield Finding(
+            segment.name, last.position, 0, f"{reason}, but a batch follows at position {later}"
+        )
+        return
+    if any(read_at(segment.fd, 48, last.position)):
+        report.torn_bytes = segment.size_bytes() - last.position
+
+
+def _check_payload(segment: SegmentFile, batch: BatchView, active: bool) -> Iterator[Finding]:
+    position = batch.payload_position
+    for run in batch.runs:
+        at = run.start
+        for coded, checksum in BLOCK.iter_unpack(run.blocks):
+            length = coded & LENGTH_MASK
+            data = read_at(segment.fd, length, position)
+            if block_checksum(segment.seed, run.stream_id, at, data) != checksum:
+                doubt = " (in the last segment: a torn write, if the batch is the last)"
+                yield Finding(
+                    segment.name,
+                    position,
+                    run.stream_id,
+                    f"the payload at offset {at} is damaged{doubt if active else ''}",
+                )
+            at += length
+            position += length
+
+
+def check_index(directory: DataDirectory) -> Iterator[Finding]:
+    """Compare the index with one built from the log up to the same batch. Raises `StorageError`.
+
+    May end the process if LMDB's pages are damaged.
+    """
+    index = Index(directory.index, writable=False)
+    checkpoint = index.checkpoint()
+    if checkpoint is None:
+        return
+    with tempfile.TemporaryDirectory(prefix="durable-streamsd-verify-") as scratch:
+        fresh = Index(Path(scratch) / "index", writable=True)
+        indexer = Indexer(directory.segments, fresh)
+        target = LogEnd(*checkpoint[:4])
+        while indexer.step(target, STEP_RECORDS).sequence < target.sequence:
+            pass
+        for table in TABLES:
+            if table != "state":
+                yield from _differences(table, index, fresh)
+        fresh.close()
+    index.close()
+
+
+def _differences(table: str, index: Index, fresh: Index) -> Iterator[Finding]:
+    file = f"index/data.mdb, table {table}"
+    have = index.entries(table)
+    want = fresh.entries(table)
+    ours = next(have, None)
+    theirs = next(want, None)
+    while ours is not None or theirs is not None:
+        if ours == theirs:
+            ours, theirs = next(have, None), next(want, None)
+        elif theirs is None or (ours is not None and ours[0] < theirs[0]):
+            assert ours is not None
+            yield Finding(file, 0, 0, f"the entry {ours[0].hex()} is not in the log: run reindex")
+            ours = next(have, None)
+        elif ours is None or ours[0] > theirs[0]:
+            yield Finding(file, 0, 0, f"the entry {theirs[0].hex()} is missing: run reindex")
+            theirs = next(want, None)
+        else:
+            yield Finding(
+                file, 0, 0, f"the entry {ours[0].hex()} differs from the log: run reindex"
+            )
+            ours, theirs = next(have, None), next(want, None)
+
+
+def check_index_apart(directory: DataDirectory) -> Iterator[Finding]:
+    """`check_index` in a child process, which damaged pages may end."""
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+    command = [sys.executable, "-m", "storage.verify", str(directory.path)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True
+    ) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        for number, line in enumerate(child.stdout):
+            if number < FINDINGS_MAX:
+                yield Finding("index/data.mdb", 0, 0, line.rstrip("\n"))
+        said = child.stderr.read().strip()
+    if child.returncode < 0:
+        yield Finding("index/data.mdb", 0, 0, "reading it ends the process: run reindex")
+    elif child.returncode:
+        yield Finding("index/data.mdb", 0, 0, said.splitlines()[-1] if said else "run reindex")
+
+
+def main(path: str) -> int:
+    """The child: findings on standard output; 1 with a sentence when it cannot go on."""
+    try:
+        for finding in check_index(DataDirectory(Path(path))):
+            print(f"{finding.file.removeprefix('index/data.mdb, ')}: {finding.reason}")
+    except (CorruptData, OpenError, StorageError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
