@@ -129,9 +129,13 @@ def _cuts(size: int, lengths: Sequence[int] | None) -> list[int]:
             cuts.append(filled | ENDS_MESSAGE)
             filled = 0
         filled += length
-        while filled > BLOCK_BYTES_MAX:
-            cuts.append(BLOCK_BYTES_MAX)
-            filled -= BLOCK_BYTES_MAX
+        if filled > BLOCK_BYTES_MAX:
+            # One long message: its last block is its own, so that no block begins inside it and
+            # goes on with others, whose offsets could then not be told.
+            parts, rest = divmod(filled - 1, BLOCK_BYTES_MAX)
+            cuts += [BLOCK_BYTES_MAX] * parts
+            cuts.append((rest + 1) | ENDS_MESSAGE)
+            filled = 0
     if filled:
         cuts.append(filled | ENDS_MESSAGE)
     return cuts

@@ -97,6 +97,15 @@ class DataDirectory:
         """Let another process write the index."""
         os.close(self._locks.pop())
 
+    def has_index(self) -> bool:
+        """Whether there is an index, whatever its state."""
+        return (self.index / "data.mdb").exists()
+
+    def remove_index(self) -> None:
+        """Remove the index's files."""
+        for file in self.index.glob("*.mdb"):
+            file.unlink()
+
     def unlock(self) -> None:
         """Give the directory back."""
         while self._locks:

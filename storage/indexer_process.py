@@ -12,6 +12,7 @@ Run as `python -m storage.indexer_process DIRECTORY STEP_RECORDS`.
 
 import logging
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -134,6 +135,9 @@ def follow(directory: DataDirectory, step_records: int, source: IO[bytes], sink:
 
 def main(arguments: list[str]) -> int:
     """The child's exit code: 0 when its parent has ended it, 1 when it cannot go on."""
+    # A terminal or a service manager signals the whole group; this process ends when its pipe does.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.nice(NICE)
     try:
         follow(

@@ -219,6 +219,8 @@ def _sections(
         present, ttl_s, expires_ms, path_size, type_size = CONFIGURATION.unpack_from(block, at)
         path, at = _take(block, at + CONFIGURATION.size, path_size)
         content_type, at = _take(block, at, type_size)
+        if present > 3 or (ttl_s and not present & 1) or (expires_ms and not present & 2):
+            raise DecodeError("the configuration has a value that is not present")
         configuration = Configuration(
             path, content_type, ttl_s if present & 1 else None, expires_ms if present & 2 else None
         )

@@ -89,14 +89,15 @@ def _recover(
         raise OpenError(f"{directory.index}: the index is of another data directory: run reindex")
     chain = open_chain(directory.segments)
     checkpoint = index.checkpoint()
+    if not chain and checkpoint is not None:
+        raise OpenError(f"{directory.segments}: the index is ahead of the log, which is empty")
+    tail = _find_end(chain, _start(chain, checkpoint)) if chain else _Tail(LogEnd(0, 0, 0, 0))
+    # Nothing was changed up to here, and nothing is refused from here on.
     if owner is None:
         with index.write() as transaction:
             transaction.put_directory_id(directory.id)
     if not chain:
-        if checkpoint is not None:
-            raise OpenError(f"{directory.segments}: the index is ahead of the log, which is empty")
-        return Recovered(LogEnd(0, 0, 0, 0), 1)
-    tail = _find_end(chain, _start(chain, checkpoint))
+        return Recovered(tail.end, 1)
     _remove_unfinished(directory.segments, disk)
     indexer = Indexer(directory.segments, index)
     reached = _index_up_to(indexer, tail.end, step_records, progress)

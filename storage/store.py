@@ -105,6 +105,8 @@ class Store:
             undo.callback(directory.unlock)
             directory.lock()
             directory.lock_index()
+            if not directory.has_index():
+                undo.callback(directory.remove_index)
             index = Index(directory.index, writable=True)
             undo.callback(index.close)
             recovered = recover(directory, disk, index, limits.index_step_records)

@@ -30,7 +30,7 @@ FINDINGS_MAX = 1_000
 
 
 class Finding(NamedTuple):
-    """Something wrong: in which file, where, with which stream (0: none in particular), and what."""
+    """Something wrong: in which file, where, with which stream (0: none), and what."""
 
     file: str
     position: int

@@ -1,0 +1,104 @@
+"""`serve` and `dev`: settings from the command line, then the daemon.
+
+The only difference between the two is what they do without configuration: `serve` insists on a data
+directory, `dev` makes one that it removes at the end, and says what to try.
+"""
+
+import contextlib
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from durable_streamsd.config import Settings, SettingsError, load_settings
+
+__all__ = ["dev", "serve"]
+
+EXIT_USAGE = 2
+
+
+def _settings_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The flags of both commands. Their values are judged with those of the other sources."""
+    for decorate in (
+        click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error."),
+        click.option(
+            "--public-url", metavar="URL", help="Start of absolute URLs; default: from Host."
+        ),
+        click.option(
+            "--max-body", "body_bytes_max", metavar="BYTES", help="Largest request body [64 MiB]."
+        ),
+        click.option(
+            "--long-poll-timeout",
+            "long_poll_timeout_s",
+            metavar="SECONDS",
+            help="How long a long-poll waits for data [20].",
+        ),
+        click.option("--port", metavar="PORT", help="Port to listen on [4437]; 0: a free one."),
+        click.option("--host", metavar="HOST", help="Address to listen on [127.0.0.1]."),
+    ):
+        command = decorate(command)
+    return command
+
+
+@click.command()
+@click.option("--data-dir", metavar="DIR", help="Where the streams are; made if it is missing.")
+@click.option("--config", metavar="FILE", help="Settings in TOML; flags and environment win.")
+@_settings_options
+@click.pass_context
+def serve(context: click.Context, /, config: str | None, **flags: Any) -> None:
+    """Start the daemon on a data directory.
+
+    Every setting can also stand in the configuration file, or in the environment as
+    DURABLE_STREAMSD_ and its name in capitals.
+    """
+    settings = _load(context, flags, config)
+    if not settings.data_dir:
+        _usage_error(context, "--data-dir: say where the streams are to be stored")
+    context.exit(_run(settings))
+
+
+@click.command()
+@click.option("--data-dir", metavar="DIR", help="Keep the streams here [a temporary directory].")
+@_settings_options
+@click.pass_context
+def dev(context: click.Context, /, **flags: Any) -> None:
+    """Start a daemon to try things with, without configuration."""
+    settings = _load(context, flags, None)
+    with contextlib.ExitStack() as stack:
+        if settings.data_dir:
+            said = f"streams are kept in {settings.data_dir}"
+        else:
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="durable-streamsd-"))
+            settings = _load(context, {**flags, "data_dir": directory}, None)
+            said = f"streams are in {directory}, which is removed at exit"
+
+        def greet(url: str) -> None:
+            click.echo(said)
+            click.echo("try:")
+            click.echo(
+                f"  curl -X PUT -H 'Content-Type: text/plain' -d 'hello' {url}/v1/stream/hello"
+            )
+            click.echo(f"  curl {url}/v1/stream/hello")
+
+        context.exit(_run(settings, greet))
+
+
+def _load(context: click.Context, flags: dict[str, Any], config: str | None) -> Settings:
+    try:
+        return load_settings(flags, file=None if config is None else Path(config))
+    except SettingsError as error:
+        _usage_error(context, str(error))
+        raise  # unreachable: the line above has left
+
+
+def _usage_error(context: click.Context, sentence: str) -> None:
+    click.echo(f"durable-streamsd: {sentence}", err=True)
+    context.exit(EXIT_USAGE)
+
+
+def _run(settings: Settings, on_listening: Callable[[str], None] | None = None) -> int:
+    from durable_streamsd.daemon import run  # not before the settings are known to be good
+
+    return run(settings, on_listening)

@@ -1,0 +1,96 @@
+"""PUT: create a stream, or make sure that it is there (protocol 5.1).
+
+A repeated PUT with the stream's configuration is a success that neither compares nor appends its
+body. Left out: forks (protocol 4.2), which are refused by name.
+"""
+
+import re
+
+from durable_streamsd.core.context import Context
+from durable_streamsd.core.effects import Durable, Resident, Room
+from durable_streamsd.core.headers import (
+    parse_content_type,
+    parse_expires_at,
+    parse_ttl,
+    says_closed,
+)
+from durable_streamsd.core.lines import content_type_line, tail_lines
+from durable_streamsd.core.message import Request, Response
+from durable_streamsd.core.paths import STREAM_ROOT, quote_path
+from durable_streamsd.core.problems import Code, Problem
+from storage.errors import NotResident
+from storage.state import Kind, Outcome, StreamConfig
+
+__all__ = ["create"]
+
+DEFAULT_CONTENT_TYPE = b"application/octet-stream"
+
+_HOST = re.compile(rb"(?:[0-9A-Za-z._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+
+
+async def create(request: Request, path: bytes, context: Context) -> Response:
+    """Answer a PUT to the stream at `path`."""
+    config = _parse_config(request.headers)
+    location = _location(request, path, context)
+    outcome = await _decide(path, config, request, context)
+    if outcome.batch is not None:
+        await Durable(outcome.batch)
+    kind = outcome.kind
+    if kind is Kind.CREATED or kind is Kind.EXISTS:
+        assert outcome.stream is not None
+        headers = (
+            context.common,
+            content_type_line(outcome.stream.config.content_type),
+            tail_lines(outcome.root, outcome.tail, outcome.closed),
+        )
+        if kind is Kind.CREATED:
+            return Response(201, (*headers, location), b"")
+        return Response(200, headers, b"")
+    if kind is Kind.BAD_JSON:
+        raise Problem(Code.BAD_JSON, detail=outcome.detail)
+    raise Problem(Code.CONFIG_CONFLICT)
+
+
+def _parse_config(headers: dict[bytes, bytes]) -> StreamConfig:
+    content_type = parse_content_type(headers.get(b"content-type", DEFAULT_CONTENT_TYPE))
+    ttl = headers.get(b"stream-ttl")
+    expires_at = headers.get(b"stream-expires-at")
+    if ttl is not None and expires_at is not None:
+        raise Problem(Code.TTL_AND_EXPIRES_AT)
+    ttl_s = None if ttl is None else parse_ttl(ttl)
+    expires_ms = None if expires_at is None else parse_expires_at(expires_at)
+    if b"stream-forked-from" in headers:
+        raise Problem(Code.FORKS_NOT_SUPPORTED)
+    if b"stream-fork-offset" in headers or b"stream-fork-sub-offset" in headers:
+        raise Problem(Code.FORK_SOURCE_REQUIRED)
+    return StreamConfig(content_type, ttl_s, expires_ms)
+
+
+async def _decide(path: bytes, config: StreamConfig, request: Request, context: Context) -> Outcome:
+    """Have the store decide. Each wait is followed by looking again from the start."""
+    store = context.store
+    closed = says_closed(request.headers)
+    while True:
+        if not store.accepting:
+            await Room()
+            continue
+        try:
+            return store.create(path, config, request.body, closed)
+        except NotResident:
+            await Resident(path)
+
+
+def _location(request: Request, path: bytes, context: Context) -> bytes:
+    """`Location`: absolute, from the configured URL or from `Host`; a path for HTTP/1.0."""
+    target = STREAM_ROOT + quote_path(path)
+    if context.options.public_url is not None:
+        base = context.options.public_url.rstrip("/").encode("ascii")
+    else:
+        host = request.headers.get(b"host")
+        if host is None:
+            base = b""
+        elif _HOST.fullmatch(host):
+            base = b"%b://%b" % (request.scheme.encode("ascii"), host)
+        else:
+            raise Problem(Code.BAD_HOST)
+    return b"Location: %b%b\r\n" % (base, target)

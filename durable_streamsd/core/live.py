@@ -1,0 +1,206 @@
+"""GET that waits: long-poll (protocol 5.7) and Server-Sent Events (protocol 5.8).
+
+No wake is lost: a handler compares the stream's durable state with what it has seen and awaits
+`Wake` without anything in between, and the driver compares once more when it registers.
+
+One encoding serves all: whoever is woken first encodes the answer and leaves it in the context's
+`SharedAnswers`, under a key that names everything its bytes depend on.
+
+A slow reader is never pushed: `Send` resumes when the socket has room, and the next event is read
+from the reader's own offset, however far the stream has moved on.
+
+While a live read lasts it holds its stream (`Store.hold`), which keeps a stream with a TTL alive.
+Cancelling a handler at any await leaves nothing behind but that hold, and `finally` releases it.
+"""
+
+from durable_streamsd.core.bodies import body_of
+from durable_streamsd.core.caching import cache_line, entity_tag, has_credentials
+from durable_streamsd.core.context import Context, Event
+from durable_streamsd.core.cursor import current, following
+from durable_streamsd.core.effects import Send, StartStream, StreamBroken, Wake
+from durable_streamsd.core.lines import (
+    CLOSED,
+    NO_CACHE,
+    NO_STORE,
+    UP_TO_DATE,
+    chunk_lines,
+    content_type_line,
+    next_offset_line,
+)
+from durable_streamsd.core.message import Frame, Request, Response, SharedResponse
+from durable_streamsd.core.offsets import NOW, format_offset
+from durable_streamsd.core.problems import Code, Problem
+from durable_streamsd.core.query import Query
+from durable_streamsd.core.snapshot import begin_read, read_chunk
+from durable_streamsd.core.sse import HEARTBEAT, control_event, data_event
+from storage.errors import StorageError
+from storage.framing import Framing, text_boundary
+from storage.reading import Chunk
+from storage.state import Stream
+
+__all__ = ["follow", "long_poll"]
+
+SSE_LIFETIME_S_MIN = 1.0
+"""The TypeScript client gives up on SSE after three connections that were shorter."""
+
+
+async def long_poll(request: Request, path: bytes, query: Query, context: Context) -> Response:
+    """Answer a long-poll: data as soon as there is any, 204 at the end of time or of the stream."""
+    stream, position = await begin_read(context, path, query.offset)
+    context.store.hold(stream)
+    try:
+        waiting = True
+        while not (stream.gone or stream.durable_tail > position or stream.durable_closed):
+            if not waiting:
+                break
+            waiting = await Wake(stream, position, False, context.options.long_poll_timeout_s)
+    finally:
+        context.store.release(stream)
+    if stream.gone:
+        raise Problem(Code.NOT_FOUND)
+    if stream.durable_tail == position:
+        return _nothing_new(stream, query, context)
+    if query.offset is NOW:
+        caching = NO_STORE
+    else:
+        private = has_credentials(request.headers)
+        caching = cache_line(stream.config, private, context.store.now_ms())
+    return await _long_poll_data(stream, position, query, caching, context)
+
+
+def _nothing_new(stream: Stream, query: Query, context: Context) -> Response:
+    lines = [
+        context.common,
+        next_offset_line(stream.root, stream.durable_tail),
+        UP_TO_DATE,
+        NO_STORE,
+    ]
+    if stream.durable_closed:
+        lines.append(CLOSED)
+    else:
+        lines.append(_cursor_line(query, context))
+    return Response(204, lines)
+
+
+async def _long_poll_data(
+    stream: Stream, position: int, query: Query, caching: bytes, context: Context
+) -> Response:
+    cursor = _cursor_line(query, context)
+    key = (stream.id, position, stream.durable_tail, stream.durable_closed, cursor, caching)
+    shared = context.long_polls.get(key)
+    if shared is None:
+        chunk = await read_chunk(context, stream, position, context.options.read_bytes_max)
+        lines = [context.common, chunk_lines(stream, chunk), caching]
+        if not chunk.closed:
+            lines.append(cursor)
+        if query.offset is not NOW:
+            lines.append(b"ETag: %b\r\n" % entity_tag(stream, chunk))
+        lines.append(content_type_line(stream.config.content_type))
+        body = body_of(stream.config.framing, chunk.data)
+        shared = SharedResponse(200, lines, body)
+        context.long_polls.keep(key, shared, len(body))
+    return shared
+
+
+def _cursor_line(query: Query, context: Context) -> bytes:
+    cursor = following(query.cursor, context.store.now_ms(), context.cursor_salt)
+    return b"Stream-Cursor: %d\r\n" % cursor
+
+
+async def follow(path: bytes, query: Query, context: Context) -> None:
+    """Answer with an event stream, from the offset on and through what is still to come.
+
+    The first event is read before the head is sent, so that an error can still be an error answer.
+    """
+    options = context.options
+    stream, position = await begin_read(context, path, query.offset)
+    lifetime_s = options.sse_lifetime_s + options.sse_jitter_s * context.random.uniform(-1, 1)
+    ends_s = context.monotonic_s() + max(SSE_LIFETIME_S_MIN, lifetime_s)
+    cursor = following(query.cursor, context.store.now_ms(), context.cursor_salt)
+    context.store.hold(stream)
+    try:
+        event = await _read_event(stream, position, cursor, context)
+        await StartStream(_event_stream_head(stream, context))
+        try:
+            await _push(stream, event, cursor, ends_s, context)
+        except StorageError as error:
+            raise StreamBroken from error
+    finally:
+        context.store.release(stream)
+
+
+def _event_stream_head(stream: Stream, context: Context) -> Response:
+    # X-Accel-Buffering keeps nginx from collecting events before it passes them on.
+    lines = [
+        context.common,
+        b"Content-Type: text/event-stream\r\n",
+        NO_CACHE,
+        b"X-Accel-Buffering: no\r\n",
+    ]
+    if stream.config.framing is Framing.BYTES:
+        lines.append(b"Stream-SSE-Data-Encoding: base64\r\n")
+    return Response(200, lines)
+
+
+async def _push(stream: Stream, event: Event, cursor: int, ends_s: float, context: Context) -> None:
+    """Send events until the stream or the connection's time is over; the last one is a control."""
+    heartbeat_s = context.options.heartbeat_s
+    await Send(event.frame)
+    while not event.closed:
+        left_s = ends_s - context.monotonic_s()
+        if left_s <= 0 or context.draining or stream.gone:
+            return
+        if not await Wake(stream, event.seen, False, min(left_s, heartbeat_s)):
+            if left_s > heartbeat_s:
+                await Send(HEARTBEAT)
+            continue
+        if stream.gone:
+            return
+        cursor = max(cursor, current(context.store.now_ms()))
+        sent = event.sent
+        event = await _read_event(stream, sent, cursor, context)
+        if event.sent > sent or event.closed:
+            await Send(event.frame)
+
+
+async def _read_event(stream: Stream, position: int, cursor: int, context: Context) -> Event:
+    """The data from `position` and the control event that belongs to it, as one frame.
+
+    `sent` is where the next event continues, `seen` how far the stream was looked at: they differ
+    when a text ends within a character.
+    """
+    key = (stream.id, position, stream.durable_tail, stream.durable_closed, cursor)
+    event = context.events.get(key)
+    if event is not None:
+        return event
+    chunk = await read_chunk(context, stream, position, context.options.event_bytes_max)
+    framing = stream.config.framing
+    data = _sendable_text(chunk) if framing is Framing.TEXT else chunk.data
+    sent = position + len(data)
+    token = format_offset(stream.root, sent)
+    encoded = control_event(token, cursor, chunk.up_to_date, chunk.closed)
+    if data:
+        encoded = data_event(framing, data) + encoded
+    event = Event(Frame(encoded), sent, chunk.next, chunk.closed)
+    context.events.keep(key, event, len(encoded))
+    return event
+
+
+def _sendable_text(chunk: Chunk) -> bytes:
+    """What of a text goes into one event, whose end must not be a cut that the client can see.
+
+    Clients decode each event by itself, so the first bytes of a character at the tail are held
+    back until an append completes it or the stream is closed; clients are told that they are up to
+    date, as there is nothing more to give them. Where more data follows at once, a CR is left to
+    the LF that may come with it: apart they would count as two line ends.
+    """
+    data = chunk.data
+    if chunk.closed:
+        return data
+    whole = text_boundary(data)
+    if not chunk.up_to_date:
+        if data[:whole].endswith(b"\r"):
+            whole -= 1
+        if not whole:
+            return data
+    return data[:whole]

@@ -1,0 +1,337 @@
+"""Errors as clients see them: `application/problem+json` (RFC 9457) with a stable `code`.
+
+`Code` is the one table: code, status, title, and a sentence that says what to do. A handler raises
+`Problem`; `router.dispatch` turns it into the answer. Codes never change their meaning; sentences
+may. No answer names a file, a class or anything else from inside.
+
+    {"title": ..., "status": 409, "code": "closed", "detail": "..."}
+
+The reserved `__ds` routes have an error shape of their own (`reserved_error`). Errors that the
+lanes find (HTTP that cannot be parsed, limits, time-outs) are in the same table.
+"""
+
+import enum
+import json
+
+from durable_streamsd.core.message import Response
+
+__all__ = ["Code", "Problem", "reserved_error"]
+
+
+class Code(enum.Enum):
+    """A stable code with its status, its title and its sentence; some say when to try again."""
+
+    # 400: the request itself
+    BAD_REQUEST = "bad-request", 400, "Malformed request", "Send valid HTTP/1.1."
+    BAD_HOST = "bad-host", 400, "Malformed Host", "Send one Host header with a host and a port."
+    BAD_PATH = (
+        "bad-path",
+        400,
+        "Malformed stream path",
+        "Use non-empty UTF-8 segments without control characters, none of them '.' or '..', "
+        "480 bytes in all.",
+    )
+    BAD_OFFSET = (
+        "bad-offset",
+        400,
+        "Malformed offset",
+        "Pass one offset: a Stream-Next-Offset as this server sent it, '-1' or 'now'.",
+    )
+    OFFSET_REQUIRED = (
+        "offset-required",
+        400,
+        "Offset missing",
+        "Add the offset parameter: live reads need one.",
+    )
+    OFFSET_PAST_TAIL = (
+        "offset-past-tail",
+        400,
+        "Offset past the tail",
+        "Ask for the tail offset with HEAD and resume at or before it.",
+    )
+    FOREIGN_OFFSET = (
+        "foreign-offset",
+        400,
+        "Offset of another stream",
+        "Start again from '-1': this stream never issued the offset.",
+    )
+    OFFSET_INSIDE_MESSAGE = (
+        "offset-inside-message",
+        400,
+        "Offset inside a message",
+        "Resume from a Stream-Next-Offset as this server sent it.",
+    )
+    BAD_LIVE_MODE = (
+        "bad-live-mode",
+        400,
+        "Unknown live mode",
+        "Pass live=long-poll or live=sse, once, or leave it out.",
+    )
+    BAD_CONTENT_TYPE = (
+        "bad-content-type",
+        400,
+        "Malformed Content-Type",
+        "Send one media type such as 'text/plain; charset=utf-8', at most 256 bytes.",
+    )
+    CONTENT_TYPE_REQUIRED = (
+        "content-type-required",
+        400,
+        "Content-Type missing",
+        "Send the stream's Content-Type with the body.",
+    )
+    BODY_REQUIRED = (
+        "body-required",
+        400,
+        "Empty body",
+        "Send a body, or 'Stream-Closed: true' to close the stream without one.",
+    )
+    BAD_TTL = (
+        "bad-ttl",
+        400,
+        "Malformed Stream-TTL",
+        "Send whole seconds in decimal, without sign or leading zero, at most 9007199254740991.",
+    )
+    BAD_EXPIRES_AT = (
+        "bad-expires-at",
+        400,
+        "Malformed Stream-Expires-At",
+        "Send an RFC 3339 date and time with its offset, such as 2030-01-31T12:00:00Z.",
+    )
+    TTL_AND_EXPIRES_AT = (
+        "ttl-and-expires-at",
+        400,
+        "Two lifetimes",
+        "Send Stream-TTL or Stream-Expires-At, not both.",
+    )
+    BAD_STREAM_SEQ = (
+        "bad-stream-seq",
+        400,
+        "Malformed Stream-Seq",
+        "Send a sequence string of 1 to 256 bytes.",
+    )
+    BAD_PRODUCER = (
+        "bad-producer",
+        400,
+        "Malformed producer headers",
+        "Send Producer-Id (1 to 256 bytes), Producer-Epoch and Producer-Seq (integers from 0 to "
+        "9007199254740991) together, or none of them.",
+    )
+    EPOCH_START = (
+        "epoch-start",
+        400,
+        "New epoch does not start at 0",
+        "Start a new producer epoch with 'Producer-Seq: 0'.",
+    )
+    BAD_JSON = (
+        "bad-json",
+        400,
+        "Body is not valid JSON",
+        "Send one JSON value, or an array whose elements become the messages.",
+    )
+    EMPTY_ARRAY = (
+        "empty-array",
+        400,
+        "No messages",
+        "Send at least one message: an empty array appends nothing.",
+    )
+    FORK_SOURCE_REQUIRED = (
+        "fork-source-required",
+        400,
+        "Fork without a source",
+        "Send Stream-Forked-From with the fork's offset headers, or leave them out.",
+    )
+    # other 4xx
+    STALE_EPOCH = (
+        "stale-epoch",
+        403,
+        "Stale producer epoch",
+        "Stop this producer, or claim its id with an epoch above this answer's Producer-Epoch.",
+    )
+    NOT_FOUND = (
+        "not-found",
+        404,
+        "Stream not found",
+        "Check the path, or create the stream with PUT.",
+    )
+    NO_SUCH_ROUTE = (
+        "no-such-route",
+        404,
+        "Nothing here",
+        "Streams are at /v1/stream/{path}, health at /healthz and /readyz.",
+    )
+    METHOD_NOT_ALLOWED = (
+        "method-not-allowed",
+        405,
+        "Method not allowed",
+        "Use one of the methods in the Allow header.",
+    )
+    REQUEST_TIMEOUT = (
+        "request-timeout",
+        408,
+        "Request too slow",
+        "Send the whole request in time, on a new connection.",
+    )
+    CLOSED = (
+        "closed",
+        409,
+        "Stream is closed",
+        "Stop appending: the stream ends at the Stream-Next-Offset of this answer.",
+    )
+    CONTENT_TYPE_MISMATCH = (
+        "content-type-mismatch",
+        409,
+        "Content-Type differs",
+        "Send the Content-Type that the stream was created with.",
+    )
+    SEQUENCE_GAP = (
+        "sequence-gap",
+        409,
+        "Producer sequence gap",
+        "Send the batch that Producer-Expected-Seq names first.",
+    )
+    STREAM_SEQ_REGRESSION = (
+        "stream-seq-regression",
+        409,
+        "Stream-Seq does not increase",
+        "Send a Stream-Seq that sorts after the stream's last one, byte by byte.",
+    )
+    TOO_MANY_PRODUCERS = (
+        "too-many-producers",
+        409,
+        "Too many producers",
+        "Reuse a Producer-Id that this stream knows, with a higher epoch.",
+    )
+    CONFIG_CONFLICT = (
+        "config-conflict",
+        409,
+        "Stream exists with another configuration",
+        "Repeat the PUT with the stream's content type, lifetime and closed state, or use another "
+        "path.",
+    )
+    BODY_TOO_LARGE = (
+        "body-too-large",
+        413,
+        "Body too large",
+        "Split the body into several appends.",
+    )
+    TARGET_TOO_LONG = "target-too-long", 414, "URL too long", "Shorten the path or the query."
+    EXPECTATION_FAILED = (
+        "expectation-failed",
+        417,
+        "Unknown expectation",
+        "Send 'Expect: 100-continue' or no Expect header.",
+    )
+    HEADERS_TOO_LARGE = (
+        "headers-too-large",
+        431,
+        "Header section too large",
+        "Send fewer or shorter headers.",
+    )
+    # 5xx
+    INTERNAL_ERROR = (
+        "internal-error",
+        500,
+        "Internal error",
+        "Try again; if it stays, report the time of the request to the operator.",
+    )
+    CORRUPT_DATA = (
+        "corrupt-data",
+        500,
+        "Stored data is damaged",
+        "Have the operator run 'durable-streamsd verify': this range cannot be read.",
+    )
+    FORKS_NOT_SUPPORTED = (
+        "forks-not-supported",
+        501,
+        "Forks are not supported",
+        "Create the stream without Stream-Forked-From.",
+    )
+    NOT_IMPLEMENTED = (
+        "not-implemented",
+        501,
+        "Not implemented",
+        "Send the request with a method and a transfer coding of HTTP/1.1 that this server knows.",
+    )
+    INDEX_UNAVAILABLE = (
+        "index-unavailable",
+        503,
+        "Index cannot be read",
+        "Have the operator run 'durable-streamsd reindex'; streams in memory are served meanwhile.",
+        10,
+    )
+    OUTCOME_UNKNOWN = (
+        "outcome-unknown",
+        503,
+        "Write failed, outcome unknown",
+        "Read the stream or retry with producer headers: the server takes no writes until it is "
+        "restarted.",
+        10,
+    )
+    NOT_READY = (
+        "not-ready",
+        503,
+        "Not ready",
+        "Send requests to another instance, or try again later.",
+        5,
+    )
+    HTTP_VERSION = "http-version", 505, "HTTP version not supported", "Use HTTP/1.1."
+    OUT_OF_SPACE = (
+        "out-of-space",
+        507,
+        "Out of disk space",
+        "Try again later: nothing of this request was kept.",
+        5,
+    )
+
+    code: str
+    status: int
+    title: str
+    advice: str
+    retry_after_s: int | None
+
+    def __init__(
+        self, code: str, status: int, title: str, advice: str, retry_after_s: int | None = None
+    ) -> None:
+        self.code = code
+        self.status = status
+        self.title = title
+        self.advice = advice
+        self.retry_after_s = retry_after_s
+
+
+class Problem(Exception):
+    """Ends a handler with an error answer.
+
+    `lines` are further header lines (complete, with CRLF), `detail` is a sentence on what exactly
+    was wrong; it stands before the code's own sentence.
+    """
+
+    def __init__(self, code: Code, *lines: bytes, detail: str = "") -> None:
+        super().__init__(code.code)
+        self.code = code
+        self.lines = lines
+        self.detail = detail
+
+    def response(self, common: bytes) -> Response:
+        """The answer; `common` is the block of headers that every answer has."""
+        code = self.code
+        document = {
+            "title": code.title,
+            "status": code.status,
+            "code": code.code,
+            "detail": f"{self.detail} {code.advice}" if self.detail else code.advice,
+        }
+        headers = [common, *self.lines, _HEAD_LINES]
+        if code.retry_after_s is not None:
+            headers.append(b"Retry-After: %d\r\n" % code.retry_after_s)
+        return Response(code.status, headers, json.dumps(document).encode())
+
+
+_HEAD_LINES = b"Content-Type: application/problem+json\r\nCache-Control: no-store\r\n"
+
+
+def reserved_error(common: bytes, status: int, code: str, message: str) -> Response:
+    """An error of the reserved `__ds` routes, which have a shape of their own (protocol 6)."""
+    document = {"error": {"code": code, "message": message}}
+    head = b"Content-Type: application/json\r\nCache-Control: no-store\r\n"
+    return Response(status, (common, head), json.dumps(document).encode())

@@ -1,0 +1,65 @@
+"""The query of a read: `offset`, `live` and `cursor`; unknown parameters are ignored.
+
+`offset` and `live` are refused when empty or repeated, because a cache in front of the daemon may
+read such a query differently than the daemon does. A junk `cursor` is ignored.
+"""
+
+import enum
+from typing import Literal, NamedTuple
+from urllib.parse import unquote_to_bytes
+
+from durable_streamsd.core.cursor import parse_cursor
+from durable_streamsd.core.offsets import START, Offset, Sentinel, parse_offset
+from durable_streamsd.core.problems import Code, Problem
+
+__all__ = ["Live", "Query", "parse_query"]
+
+
+class Live(enum.Enum):
+    """How a read waits for data that does not exist yet."""
+
+    LONG_POLL = b"long-poll"
+    SSE = b"sse"
+
+
+class Query(NamedTuple):
+    """A read's parameters; `live` is None for catch-up."""
+
+    offset: Offset | Literal[Sentinel.NOW]
+    live: Live | None
+    cursor: int | None
+
+
+_MODES = {mode.value: mode for mode in Live}
+_FROM_START = Query(START, None, None)
+
+
+def parse_query(raw: bytes) -> Query:
+    """The parameters of a GET. Raises `Problem`."""
+    if not raw:
+        return _FROM_START
+    values: dict[bytes, bytes] = {}
+    for field in raw.split(b"&"):
+        name, _, value = field.partition(b"=")
+        name = _decoded(name)
+        if name in values:
+            if name == b"offset":
+                raise Problem(Code.BAD_OFFSET)
+            if name == b"live":
+                raise Problem(Code.BAD_LIVE_MODE)
+        values[name] = _decoded(value)
+    token = values.get(b"offset")
+    offset = START if token is None else parse_offset(token)
+    mode = values.get(b"live")
+    live = None
+    if mode is not None:
+        live = _MODES.get(mode)
+        if live is None:
+            raise Problem(Code.BAD_LIVE_MODE)
+        if token is None:
+            raise Problem(Code.OFFSET_REQUIRED)
+    return Query(offset, live, parse_cursor(values.get(b"cursor", b"")))
+
+
+def _decoded(text: bytes) -> bytes:
+    return unquote_to_bytes(text.replace(b"+", b" "))

@@ -1,0 +1,66 @@
+"""GET without waiting (catch-up, protocol 5.6) and HEAD (protocol 5.5).
+
+A GET counts as an access and slides a TTL when it begins; HEAD does not, and reads no data.
+"""
+
+from durable_streamsd.core.bodies import body_of
+from durable_streamsd.core.caching import cache_line, entity_tag, has_credentials
+from durable_streamsd.core.context import Context
+from durable_streamsd.core.headers import etag_matches, format_rfc3339
+from durable_streamsd.core.lines import (
+    CLOSED,
+    NO_CACHE,
+    NO_STORE,
+    chunk_lines,
+    content_type_line,
+    next_offset_line,
+)
+from durable_streamsd.core.lookup import look_up
+from durable_streamsd.core.message import Request, Response
+from durable_streamsd.core.offsets import NOW
+from durable_streamsd.core.query import Query
+from durable_streamsd.core.snapshot import begin_read, read_chunk
+
+__all__ = ["catch_up", "head"]
+
+
+async def catch_up(request: Request, path: bytes, query: Query, context: Context) -> Response:
+    """Answer a GET with what is there."""
+    stream, position = await begin_read(context, path, query.offset)
+    chunk = await read_chunk(context, stream, position, context.options.read_bytes_max)
+    config = stream.config
+    lines = [context.common, chunk_lines(stream, chunk)]
+    if query.offset is NOW:
+        lines.append(NO_STORE)
+    else:
+        tag = entity_tag(stream, chunk)
+        lines.append(b"ETag: %b\r\n" % tag)
+        if chunk.data or chunk.closed:
+            private = has_credentials(request.headers)
+            lines.append(cache_line(config, private, context.store.now_ms()))
+        else:
+            lines.append(NO_CACHE)
+        condition = request.headers.get(b"if-none-match")
+        if condition is not None and etag_matches(condition, tag):
+            return Response(304, lines)
+    lines.append(content_type_line(config.content_type))
+    return Response(200, lines, body_of(config.framing, chunk.data))
+
+
+async def head(_request: Request, path: bytes, context: Context) -> Response:
+    """Answer a HEAD: where the stream ends, and how long it lives."""
+    stream = await look_up(context.store.visible, path)
+    config = stream.config
+    lines = [
+        context.common,
+        content_type_line(config.content_type),
+        next_offset_line(stream.root, stream.durable_tail),
+        NO_STORE,
+    ]
+    if config.ttl_s is not None:
+        lines.append(b"Stream-TTL: %d\r\n" % config.ttl_s)
+    if config.expires_ms is not None:
+        lines.append(b"Stream-Expires-At: %b\r\n" % format_rfc3339(config.expires_ms))
+    if stream.durable_closed:
+        lines.append(CLOSED)
+    return Response(200, lines)

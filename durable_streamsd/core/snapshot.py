@@ -1,0 +1,41 @@
+"""Durable state for a read.
+
+A `Chunk` is one snapshot: its bytes, next offset, up-to-date and closed belong together, and no
+handler combines them with anything it looked up before or after.
+"""
+
+from typing import Literal
+
+from durable_streamsd.core.context import Context
+from durable_streamsd.core.effects import Offload
+from durable_streamsd.core.lookup import look_up
+from durable_streamsd.core.offsets import NOW, Offset, Sentinel
+from storage.reading import Chunk, ColdRead
+from storage.state import Stream
+
+__all__ = ["begin_read", "read_chunk"]
+
+
+async def begin_read(
+    context: Context, path: bytes, offset: Offset | Literal[Sentinel.NOW]
+) -> tuple[Stream, int]:
+    """The stream at `path` and the position to read from; counts as an access to the stream.
+
+    Raises `Problem` when the stream or the offset is not there. When this returns nothing has run
+    since the store was asked.
+    """
+    stream = await look_up(context.store.visible, path)
+    if offset is NOW:
+        position = stream.durable_tail
+    else:
+        position = offset.position_in(stream.root, stream.durable_tail)
+    context.store.touch(stream)
+    return stream, position
+
+
+async def read_chunk(context: Context, stream: Stream, position: int, bytes_max: int) -> Chunk:
+    """Durable data from `position`, read in a worker thread when it is not in memory."""
+    found = context.store.read(stream, position, bytes_max)
+    if isinstance(found, ColdRead):
+        return await Offload(found.run)
+    return found

@@ -1,0 +1,261 @@
+"""The daemon: wires the parts together, listens, and stops in order.
+
+    start   open the store -> listen -> say so on standard output -> serve
+    stop    stop listening -> finish what is being answered, end live readers -> commit -> close
+
+`run` returns the exit code. Until the first line is on standard output nothing was served; after a
+stop nothing that was acknowledged is missing, as after a kill, but opening again is quicker.
+
+Left out: what a request does (core, storage) and where settings come from (`config`).
+"""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from durable_streamsd.committer import Committer
+from durable_streamsd.config import Settings
+from durable_streamsd.core.context import Context, Options
+from durable_streamsd.express.lane import Lane
+from durable_streamsd.general import General
+from durable_streamsd.hub import Hub
+from durable_streamsd.logs import set_up_logging
+from durable_streamsd.services import (
+    Allowance,
+    Clock,
+    Connections,
+    Loader,
+    Room,
+    Services,
+    Workers,
+)
+from durable_streamsd.wheel import Wheel
+from storage.errors import DirectoryLocked, OpenError, StorageError
+from storage.indexer_process import IndexerProcess
+from storage.limits import Limits
+from storage.store import Store
+
+__all__ = ["run"]
+
+EXIT_FAILED = 1
+EXIT_LOCKED = 3
+
+TICK_S = 1.0
+ABORT_TIMEOUT_S = 1.0
+"""How long connections that were cut may take to be gone."""
+SPARE_FILES = 256
+"""File descriptors that are not connections: segments, index, pipes."""
+PEER_TIMEOUT_MS = 60_000
+"""After so long without an acknowledgement of what was sent, a peer is taken for gone."""
+
+log = logging.getLogger(__name__)
+
+
+def run(settings: Settings, on_listening: Callable[[str], None] | None = None) -> int:
+    """Serve until a signal says stop; returns the process's exit code.
+
+    `on_listening` is called with the URL after the first line was printed.
+    """
+    set_up_logging(settings.log_level)
+    limits = Limits(
+        # A batch never spans two segments, and one append may be as large as a body.
+        segment_bytes=max(settings.segment_bytes, 2 * settings.body_bytes_max),
+        tail_cache_bytes_max=settings.tail_cache_bytes_max,
+    )
+    try:
+        listener = _listen(settings)
+    except OSError as error:
+        where = f"{settings.host} port {settings.port}"
+        print(f"durable-streamsd: cannot listen on {where}: {error.strerror}", file=sys.stderr)
+        return EXIT_FAILED
+    with listener:
+        try:
+            store = Store.open(Path(settings.data_dir), limits)
+        except OpenError as error:
+            print(f"durable-streamsd: {error}", file=sys.stderr)
+            return EXIT_LOCKED if isinstance(error, DirectoryLocked) else EXIT_FAILED
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            daemon = Daemon(_within_file_limit(settings), store)
+            return runner.run(daemon.serve(listener, on_listening))
+
+
+class Daemon:
+    """The running daemon; made inside the loop that `serve` runs in."""
+
+    def __init__(self, settings: Settings, store: Store) -> None:
+        self._settings = settings
+        self._store = store
+
+    async def serve(
+        self, listener: socket.socket, on_listening: Callable[[str], None] | None
+    ) -> int:
+        """Serve until told to stop; returns the exit code."""
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+        loop.add_signal_handler(signal.SIGTERM, stop.set)
+        loop.add_signal_handler(signal.SIGINT, stop.set)
+        loop.add_signal_handler(signal.SIGHUP, log.info, "SIGHUP: nothing can be reloaded yet")
+
+        self._indexer = IndexerProcess(self._store, self._room_made)
+        self._services = services = _services(self._settings, self._store, loop, self._room_made)
+        self._general = General(services)
+        self._lane = Lane(services, self._general)
+        services.committer.start()
+        self._indexer.start(loop.call_soon_threadsafe)
+        server = await loop.create_server(
+            self._lane if self._settings.express_lane else self._general,
+            sock=listener,
+            backlog=self._settings.backlog,
+        )
+        # What is here now stays: the collector need not look at it again. Handlers make next to
+        # no cycles, so rare collections do, and a full one, which holds up everybody, hardly ever.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 100)
+        url = _url_of(listener)
+        print(f"listening on {url}", flush=True)
+        if on_listening is not None:
+            on_listening(url)
+        self._tick()
+        await stop.wait()
+
+        log.info("stopping")
+        await self._drain(server)
+        self._ticker.cancel()
+        return self._close()
+
+    def _tick(self) -> None:
+        """What is done once a second."""
+        self._ticker = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+        self._services.clock.tick()
+        self._store.tick(self._store.now_ms())
+        self._services.committer.kick()  # expired streams are records, too
+        self._room_made()
+
+    def _room_made(self) -> None:
+        """A batch was settled or the index got further: there may be room for more."""
+        self._indexer.poll()
+        self._services.room.release()
+
+    async def _drain(self, server: asyncio.Server) -> None:
+        """Take no more requests; let those that are here end, but not for ever."""
+        services = self._services
+        server.close()
+        services.context.draining = True
+        self._lane.drain()
+        self._general.drain()
+        services.hub.wake_all()
+        try:
+            async with asyncio.timeout(self._settings.drain_timeout_s):
+                await services.connections.none()
+        except TimeoutError:
+            log.warning("cutting %d connections that did not end", services.connections.count)
+            self._lane.abort()
+            self._general.abort()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ABORT_TIMEOUT_S):
+                    await services.connections.none()
+        await services.committer.drained()
+
+    def _close(self) -> int:
+        services = self._services
+        services.committer.stop()
+        services.workers.stop()
+        services.wheel.stop()
+        try:
+            self._indexer.stop()
+            self._store.close()
+        except StorageError as error:
+            log.error("closing the store failed: %s", error)
+            return EXIT_FAILED
+        if self._store.latched:
+            log.error("a write failed; see above, and check the disk before starting again")
+            return EXIT_FAILED
+        log.info("stopped")
+        return 0
+
+
+def _services(
+    settings: Settings,
+    store: Store,
+    loop: asyncio.AbstractEventLoop,
+    on_settled: Callable[[], None],
+) -> Services:
+    options = Options(
+        long_poll_timeout_s=settings.long_poll_timeout_s,
+        sse_lifetime_s=settings.sse_lifetime_s,
+        sse_jitter_s=settings.sse_lifetime_s / 10,
+        heartbeat_s=settings.sse_heartbeat_s,
+        read_bytes_max=settings.read_bytes_max,
+        public_url=settings.public_url,
+        cors_origin=settings.cors_origin,
+    )
+    hub = Hub(loop)
+    workers = Workers(loop)
+    return Services(
+        settings=settings,
+        store=store,
+        context=Context(store, options),
+        hub=hub,
+        wheel=Wheel(loop),
+        committer=Committer(store, hub, loop, on_settled, _die),
+        workers=workers,
+        loader=Loader(store, workers),
+        room=Room(store),
+        bodies=Allowance(max(settings.bodies_bytes_max, settings.body_bytes_max)),
+        clock=Clock(),
+        connections=Connections(),
+    )
+
+
+def _die() -> None:
+    """End at once, as a kill would: acknowledged data is safe, and nothing more is promised."""
+    logging.shutdown()
+    os._exit(EXIT_FAILED)
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """The one listening socket. Raises OSError."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Accepted sockets inherit it.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, PEER_TIMEOUT_MS)
+        listener.bind(address)
+        listener.listen(settings.backlog)  # here, not in uvloop: the port may be taken
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _url_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _within_file_limit(settings: Settings) -> Settings:
+    """Ask the system for as many open files as it gives, and promise no more connections."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        hard = settings.connections_max + SPARE_FILES
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    possible = max(1, hard - SPARE_FILES)
+    if possible < settings.connections_max:
+        log.info("connections_max is %d: the system allows %d open files", possible, hard)
+        settings = msgspec.structs.replace(settings, connections_max=possible)
+    return settings

@@ -1,0 +1,409 @@
+"""One connection of the express lane: HTTP/1.1 by hand, without a task per request.
+
+    HEAD --> BODY --> BUSY --answered--> HEAD ...
+     |        |        |
+     |        +--------+-- refused, or answered for the last time --> LINGER --> CLOSED
+     +-- foreign --> general lane
+
+A connection answers one request at a time, so it is its own `Exchange`. What arrives meanwhile
+stays in `_buffer`; when that grows too long the socket is not read. Requests on one connection are
+therefore answered in order, and see each other's effects.
+
+Invariants:
+- a request reaches the core only with its whole body; one that breaks off leaves nothing behind
+- nothing is read while the buffer is above its limit, nothing is answered while the socket's own
+  buffer is: what a client does not take costs one answer (or one SSE frame) at most
+- the one deadline means, by phase: HEAD idle, or a head that does not end, or an answer that is not
+  taken; BODY no progress; BUSY what the handler waits for; LINGER and CLOSED patience
+- a connection is given to the general lane only between requests, all answers written, with every
+  byte from the foreign request on
+
+Left out: parsing (`head`, `body`); what to answer (core); TLS.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING, Final, cast
+
+from durable_streamsd.core.message import Frame, Request, Response
+from durable_streamsd.core.problems import Code
+from durable_streamsd.core.router import dispatch
+from durable_streamsd.exchange import Exchange
+from durable_streamsd.express.body import Body, body_of
+from durable_streamsd.express.head import Head, Refused, parse_head
+from durable_streamsd.services import address_of
+
+if TYPE_CHECKING:
+    from durable_streamsd.express.lane import Lane
+
+__all__ = ["Connection"]
+
+HEAD: Final = 0
+BODY: Final = 1
+BUSY: Final = 2
+LINGER: Final = 3
+CLOSED: Final = 4
+
+COPIED_BODY_BYTES_MAX = 65_536
+"""Up to this, joining head and body is cheaper than two buffers to send."""
+SMALL_BODY_BYTES = 65_536
+"""Up to this, a body is covered by `connections_max`; above, by the allowance for all bodies."""
+PROGRESS_BYTES = 65_536
+"""What a client has to send of a body within `body_timeout_s`."""
+
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_LAST_CHUNK = b"0\r\n\r\n"
+
+
+class Connection(Exchange, asyncio.Protocol):
+    """See the module."""
+
+    __slots__ = (
+        "_body",
+        "_buffer",
+        "_claiming",
+        "_eof",
+        "_head",
+        "_head_began",
+        "_http_11",
+        "_keep_alive",
+        "_lane",
+        "_peer",
+        "_phase",
+        "_progress_due",
+        "_pumping",
+        "_reading_paused",
+        "_share",
+        "_start",
+        "_transport",
+        "_writing_paused",
+    )
+
+    _transport: asyncio.Transport
+
+    def __init__(self, lane: "Lane") -> None:
+        super().__init__(lane.services)
+        self._lane = lane
+        self._phase = HEAD
+        self._peer = ""
+        # what was received: `_buffer` from `_start` on was not looked at yet
+        self._buffer = b""
+        self._start = 0
+        self._eof = False
+        self._reading_paused = False
+        self._writing_paused = False
+        self._pumping = False
+        # the request that is being received or answered
+        self._head_began = False
+        self._head: Head | None = None
+        self._body: Body | None = None
+        self._progress_due = 0
+        self._claiming = False
+        self._share = 0  # of the allowance for bodies, in bytes
+        self._http_11 = True
+        self._keep_alive = True
+
+    # ---- the transport calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport = cast(asyncio.Transport, transport)
+        self._lane.opened(self)
+        transport.set_write_buffer_limits(high=self.services.settings.write_buffer_bytes_max)
+        self._peer = address_of(transport)
+        if self._lane.full:
+            # Without lingering: that would keep what there is too much of.
+            self.respond(self.services.context.problem(Code.NOT_READY), last=True)
+        else:
+            self.services.wheel.arm(self, self._lane.idle_ticks)
+
+    def data_received(self, data: bytes) -> None:
+        if self._phase >= LINGER:
+            self._discard(len(data))
+            return
+        self._buffer = self._buffer[self._start :] + data if self._buffer else data
+        self._start = 0
+        if self._phase == BUSY or self._writing_paused or self._claiming:
+            if len(self._buffer) > self.services.settings.read_ahead_bytes_max:
+                self._pause_reading()
+        else:
+            self._pump()
+
+    def eof_received(self) -> bool:
+        self._eof = True
+        if self._phase == LINGER:
+            self._shut()
+        elif self._phase < BUSY and not self._writing_paused:
+            self._broke_off()
+        return True  # what was asked before is still answered
+
+    def pause_writing(self) -> None:
+        self._writing_paused = True
+
+    def resume_writing(self) -> None:
+        self._writing_paused = False
+        if self._phase == HEAD:
+            self.services.wheel.arm(self, self._lane.idle_ticks)
+            self._pump()
+        else:
+            self.drained()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._phase = CLOSED
+        self._lane.closed(self)
+        self._release_body()
+        self.cancel()
+        self._buffer = b""
+
+    # ---- receiving
+
+    def _pump(self) -> None:
+        """Go through what was received until more is needed or an answer is awaited."""
+        self._pumping = True
+        try:
+            while self._start < len(self._buffer) and not self._writing_paused:
+                if self._phase == HEAD:
+                    if not self._take_head():
+                        break
+                elif self._phase == BODY and not self._claiming:
+                    self._take_body()
+                else:
+                    break
+        except Refused as refused:
+            self._refuse(refused.code)
+        finally:
+            self._pumping = False
+        if self._start >= len(self._buffer):
+            self._buffer = b""
+            self._start = 0
+        if self._phase < BUSY and not self._writing_paused and not self._claiming:
+            if self._eof:
+                self._broke_off()
+            elif self._reading_paused:
+                self._resume_reading()
+
+    def _take_head(self) -> bool:
+        """Take a request's head, and its body too if that is here. False: more is needed."""
+        data = self._buffer
+        while data.startswith(b"\r\n", self._start):
+            self._start += 2  # blank lines before a request are let be (RFC 9112, 2.2)
+        start = self._start
+        end = data.find(b"\r\n\r\n", start) + 4
+        if end < 4 or end - start > self.services.settings.head_bytes_max:
+            self._await_head(data, start)
+            return False
+        head = parse_head(data[start:end], self.services.settings.head_fields_max)
+        self._head_began = False
+        if not self._lane.serves(head):
+            self._hand_over()
+            return False
+        self._http_11 = head.http_11
+        self._keep_alive = head.keep_alive
+        length = head.length
+        if 0 <= length <= len(data) - end and length <= self.services.settings.body_bytes_max:
+            self._start = end + length
+            self._dispatch(head, data[end : end + length])
+        else:
+            self._start = end
+            self._begin_body(head)
+        return True
+
+    def _await_head(self, data: bytes, start: int) -> None:
+        """A head's end is not here yet; maybe it never will be."""
+        size = len(data) - start
+        if size > self.services.settings.head_bytes_max:
+            one_line = data.find(b"\r\n", start, start + self.services.settings.head_bytes_max) < 0
+            raise Refused(Code.TARGET_TOO_LONG if one_line else Code.HEADERS_TOO_LARGE)
+        if data.find(b"\n\n", start) >= 0:
+            raise Refused(Code.BAD_REQUEST)  # bare line feeds: to its sender, this head has ended
+        if size and not self._head_began:
+            self._head_began = True
+            self.services.wheel.arm(self, self._lane.head_ticks)
+
+    def _begin_body(self, head: Head) -> None:
+        settings = self.services.settings
+        self._head = head
+        self._body = body = body_of(head.length, settings.body_bytes_max)
+        self._phase = BODY
+        if body.too_large and head.expects_100:
+            raise Refused(Code.BODY_TOO_LARGE)  # nobody is sending it yet
+        if head.length > SMALL_BODY_BYTES and not body.too_large:
+            self._claim(body)
+        if not self._claiming:
+            self._await_body()
+
+    def _await_body(self) -> None:
+        assert self._head is not None
+        assert self._body is not None
+        if self._head.expects_100 and not self._body.received and self._start == len(self._buffer):
+            self._transport.write(_CONTINUE)
+        self._progress_due = self._body.received + PROGRESS_BYTES
+        self.services.wheel.arm(self, self._lane.body_ticks)
+
+    def _take_body(self) -> None:
+        head, body = self._head, self._body
+        assert head is not None
+        assert body is not None
+        self._start = body.feed(self._buffer, self._start)
+        if body.done:
+            if body.too_large:
+                raise Refused(Code.BODY_TOO_LARGE)
+            self._head = self._body = None
+            self._dispatch(head, bytes(body.data))
+        elif body.too_large:
+            if body.received > self.services.settings.discard_bytes_max:
+                raise Refused(Code.BODY_TOO_LARGE)
+        elif len(body.data) > SMALL_BODY_BYTES and not self._share:
+            self._claim(body)
+        if body.received >= self._progress_due and self._phase == BODY:
+            self._progress_due = body.received + PROGRESS_BYTES
+            self.services.wheel.arm(self, self._lane.body_ticks)
+
+    def _claim(self, body: Body) -> None:
+        """Set aside memory for a body that is not small, or wait for it without reading on."""
+        self._share = body.reserve_bytes
+        if not self.services.bodies.take(self._share, self):
+            self._claiming = True
+            self._pause_reading()
+
+    def granted(self) -> None:
+        """The memory for the body is set aside."""
+        self._claiming = False
+        self._await_body()
+        self._pump()
+
+    def _release_body(self) -> None:
+        self._head = self._body = None
+        if self._claiming:
+            self._claiming = False
+            self.services.bodies.give_up(self)
+        elif self._share:
+            self.services.bodies.give_back(self._share)
+        self._share = 0
+
+    def _dispatch(self, head: Head, body: bytes) -> None:
+        self._phase = BUSY
+        path, _, query = head.target.partition(b"?")
+        request = Request(head.method, path, query, head.headers, body, "http", self._peer)
+        self.run(dispatch(request, self.services.context))
+
+    def _hand_over(self) -> None:
+        """Give the connection to the general lane, from the request at `_start` on."""
+        data, self._buffer = self._buffer[self._start :], b""
+        self._phase = CLOSED
+        if self._reading_paused:
+            self._resume_reading()
+        self.services.wheel.forget(self)
+        self._lane.hand_over(self, self._transport, data, self._eof)
+
+    def _broke_off(self) -> None:
+        """The client sends no more, and nothing is being answered."""
+        if self._phase == BODY or self._buffer:
+            self._refuse(Code.BAD_REQUEST)
+        else:
+            self._shut()
+
+    def _pause_reading(self) -> None:
+        if not self._reading_paused and not self._eof:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        self._reading_paused = False
+        if not self._eof and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    # ---- answering
+
+    def respond(self, response: Response, last: bool = False) -> None:
+        keep = self._keep_alive and not last and not self.services.context.draining
+        clock = self.services.clock
+        lines = clock.last if not keep else clock.keep_11 if self._http_11 else clock.keep_10
+        body = response.body
+        if body is not None and len(body) > COPIED_BODY_BYTES_MAX:
+            self._transport.writelines((response.encode_head(lines), body))
+        else:
+            self._transport.write(response.encode(lines))
+        self._answered(keep)
+
+    def start(self, response: Response) -> None:
+        clock = self.services.clock
+        if not self._http_11:
+            self._keep_alive = False  # only the connection's end can end the body
+            lines = clock.last
+        else:
+            lines = clock.stream if self._keep_alive else clock.stream_last
+        self._transport.write(response.encode_head(lines))
+
+    def write(self, frame: Frame) -> bool:
+        self._transport.write(frame.chunked if self._http_11 else frame.data)
+        return not self._writing_paused
+
+    def finish(self) -> None:
+        if self._http_11:
+            self._transport.write(_LAST_CHUNK)
+        self._answered(self._keep_alive and not self.services.context.draining)
+
+    def abort(self) -> None:
+        self._phase = CLOSED
+        self._transport.abort()
+
+    def _answered(self, keep: bool) -> None:
+        """An answer was handed to the transport as a whole."""
+        if self._share:
+            self._release_body()
+        if not keep:
+            self._end()
+            return
+        self._phase = HEAD
+        lane = self._lane
+        self.services.wheel.arm(self, lane.write_ticks if self._writing_paused else lane.idle_ticks)
+        if not self._pumping and (self._buffer or self._eof):
+            self._pump()
+
+    def _refuse(self, code: Code) -> None:
+        """Answer that the request is no good, and end the connection with it."""
+        self._release_body()
+        problem = self.services.context.problem(code)
+        self._transport.write(problem.encode(self.services.clock.last))
+        self._end(linger=True)
+
+    # ---- ending
+
+    def drain(self) -> None:
+        """The daemon stops: go, unless a request is being received or answered."""
+        if self._phase == HEAD and not self._buffer and not self._writing_paused:
+            self._shut()
+
+    def on_deadline(self) -> None:
+        if self._phase == BUSY:
+            super().on_deadline()
+        elif self._phase == CLOSED or self._writing_paused:
+            self.abort()
+        elif self._phase == LINGER or (self._phase == HEAD and not self._head_began):
+            self._shut()
+        elif not self._claiming:
+            self._refuse(Code.REQUEST_TIMEOUT)
+
+    def _end(self, linger: bool = False) -> None:
+        """No more answers. Closing over unread bytes would take the last one from the client."""
+        unread = linger or self._start < len(self._buffer)
+        self._buffer = b""
+        self._start = 0
+        if not unread or self._eof or self._transport.is_closing():
+            self._shut()
+            return
+        self._phase = LINGER
+        self._transport.write_eof()
+        if self._reading_paused:
+            self._resume_reading()
+        self.services.wheel.arm(self, self._lane.linger_ticks)
+
+    def _discard(self, size: int) -> None:
+        self._start += size
+        if self._start > self.services.settings.discard_bytes_max:
+            self._shut()
+
+    def _shut(self) -> None:
+        """Close once everything is written, if the client takes it in time."""
+        self._phase = CLOSED
+        self._transport.close()
+        self.services.wheel.arm(self, self._lane.write_ticks)

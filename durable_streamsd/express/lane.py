@@ -1,0 +1,84 @@
+"""What the connections of the express lane share, and which requests are theirs."""
+
+import asyncio
+from collections.abc import Callable
+
+from durable_streamsd.express.connection import Connection
+from durable_streamsd.express.head import Head
+from durable_streamsd.services import Services
+from durable_streamsd.wheel import ticks_of
+
+__all__ = ["Lane"]
+
+_STREAMS = b"/v1/stream/"
+_RESERVED = b"/v1/stream/__ds"
+_HEALTH = frozenset((b"/healthz", b"/readyz", b"/health"))
+_METHODS = frozenset(("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS"))
+
+
+class Lane:
+    """Makes connections; a listening socket's protocol factory.
+
+    `general` makes a protocol of the general lane, for connections whose requests are not served
+    here.
+    """
+
+    def __init__(self, services: Services, general: Callable[[], asyncio.Protocol]) -> None:
+        settings = services.settings
+        self.services = services
+        self.idle_ticks = ticks_of(settings.idle_timeout_s)
+        self.head_ticks = ticks_of(settings.head_timeout_s)
+        self.body_ticks = ticks_of(settings.body_timeout_s)
+        self.write_ticks = ticks_of(settings.write_timeout_s)
+        self.linger_ticks = ticks_of(settings.linger_timeout_s)
+        self._general = general
+        self._open: set[Connection] = set()
+
+    def __call__(self) -> Connection:
+        return Connection(self)
+
+    def serves(self, head: Head) -> bool:
+        """Whether a request is answered here. (Both lanes would answer it alike.)"""
+        target = head.target
+        if head.upgrade or head.method not in _METHODS:
+            return False
+        if target.startswith(_STREAMS):
+            return not target.startswith(_RESERVED)
+        return target in _HEALTH
+
+    @property
+    def full(self) -> bool:
+        """Whether there are more connections than allowed."""
+        return self.services.connections.count > self.services.settings.connections_max
+
+    def opened(self, connection: Connection) -> None:
+        """A connection was made."""
+        self._open.add(connection)
+        self.services.connections.opened()
+
+    def closed(self, connection: Connection) -> None:
+        """A connection is lost."""
+        self._open.remove(connection)
+        self.services.connections.closed()
+
+    def hand_over(
+        self, connection: Connection, transport: asyncio.Transport, data: bytes, eof: bool
+    ) -> None:
+        """Let the general lane go on with a connection, from `data` on."""
+        protocol = self._general()
+        transport.set_protocol(protocol)
+        self.closed(connection)
+        protocol.connection_made(transport)
+        protocol.data_received(data)
+        if eof and not protocol.eof_received():
+            transport.close()
+
+    def drain(self) -> None:
+        """Close the connections that wait for a request; the others end with their answer."""
+        for connection in list(self._open):
+            connection.drain()
+
+    def abort(self) -> None:
+        """Cut the connections that are left."""
+        for connection in list(self._open):
+            connection.abort()

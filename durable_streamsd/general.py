@@ -1,0 +1,321 @@
+"""The general lane: the same core behind aiohttp's server, for whatever the express lane leaves.
+
+A request is a task here, and its answer is written by aiohttp. The handler coroutine of the core is
+driven by an `Exchange` all the same; what its sinks are told goes to the task through an outbox.
+
+Limits are those of the express lane. aiohttp has no limit for a head as a whole: it is checked when
+the head is there, and aiohttp's own (each line 8 KiB, so many lines) bound what it may hold.
+
+Left out: everything that aiohttp offers beyond its low-level server (routes, middlewares, access
+logs).
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable
+from typing import Final, NoReturn
+
+from aiohttp import web
+from aiohttp.http import HttpVersion11
+from aiohttp.http_exceptions import LineTooLong
+
+from durable_streamsd.core.message import Frame, Request, Response
+from durable_streamsd.core.problems import Code
+from durable_streamsd.core.router import dispatch
+from durable_streamsd.exchange import Exchange
+from durable_streamsd.express.connection import PROGRESS_BYTES, SMALL_BODY_BYTES
+from durable_streamsd.express.head import Head, Refused, judge_head
+from durable_streamsd.services import SERVER, Services, address_of
+
+__all__ = ["General"]
+
+LINE_BYTES_MAX = 8_190
+
+log = logging.getLogger(__name__)
+
+
+class _End:
+    """What an outbox ends with when not with a `Response`."""
+
+
+_FINISHED: Final = _End()
+_ABORTED: Final = _End()
+
+
+class TaskExchange(Exchange):
+    """An exchange whose sinks hand over to the task that runs `next`."""
+
+    __slots__ = ("_outbox", "_ready", "last", "streaming")
+
+    def __init__(self, services: Services) -> None:
+        super().__init__(services)
+        self.last = False
+        self.streaming = False
+        self._outbox: deque[Response | Frame | _End] = deque()
+        self._ready = asyncio.Event()
+
+    async def next(self) -> Response | Frame | _End:
+        """What to do next; being asked means that everything before is written."""
+        while not self._outbox:
+            self._ready.clear()
+            self.drained()
+            if not self._outbox:
+                await self._ready.wait()
+        return self._outbox.popleft()
+
+    def _put(self, item: Response | Frame | _End) -> None:
+        self._outbox.append(item)
+        self._ready.set()
+
+    def respond(self, response: Response, last: bool = False) -> None:
+        self.last = last
+        self._put(response)
+
+    def start(self, response: Response) -> None:
+        self.streaming = True
+        self._put(response)
+
+    def write(self, frame: Frame) -> bool:
+        self._put(frame)
+        return False
+
+    def finish(self) -> None:
+        self._put(_FINISHED)
+
+    def abort(self) -> None:
+        self._put(_ABORTED)
+
+
+class Claim:
+    """A task's share of the allowance for large bodies."""
+
+    def __init__(self, services: Services) -> None:
+        self._bodies = services.bodies
+        self._granted = asyncio.Event()
+        self.size_bytes = 0
+
+    async def take(self, size_bytes: int) -> None:
+        """Wait for a share. `release` undoes it, also when this was cancelled."""
+        self.size_bytes = size_bytes
+        if self._bodies.take(size_bytes, self):
+            self._granted.set()
+        await self._granted.wait()
+
+    def granted(self) -> None:
+        self._granted.set()
+
+    def release(self) -> None:
+        """Give back the share, or the place in the queue for it."""
+        if self._granted.is_set():
+            self._bodies.give_back(self.size_bytes)
+        elif self.size_bytes:
+            self._bodies.give_up(self)
+
+
+class Protocol(web.RequestHandler):
+    """aiohttp's connection, counted with the others, half-closable, and with our error answers."""
+
+    __slots__ = ("_services",)
+
+    def __init__(self, lane: "General", services: Services) -> None:
+        settings = services.settings
+        super().__init__(
+            lane,
+            loop=asyncio.get_running_loop(),
+            keepalive_timeout=settings.idle_timeout_s,
+            lingering_time=settings.linger_timeout_s,
+            max_line_size=LINE_BYTES_MAX,
+            max_field_size=LINE_BYTES_MAX,
+            max_headers=settings.head_fields_max,
+            access_log=None,  # type: ignore[arg-type]  # None is how aiohttp turns it off
+            auto_decompress=False,  # a body is stored as it was sent
+            logger=log,
+        )
+        self._services = services
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._services.connections.opened()
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._services.connections.closed()
+        super().connection_lost(exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio allows it
+        """Keep the connection open for answers to what has arrived as a whole."""
+        request = self._current_request
+        if request is None and not self._messages:
+            return False
+        if request is not None and not request.content.is_eof():
+            return False
+        self.close()
+        return True
+
+    def drain(self) -> None:
+        """The daemon stops: go, unless a request is being answered."""
+        if self._current_request is None and not self._messages:
+            self.force_close()
+        else:
+            self.close()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """The answer to what aiohttp found wrong, in our form."""
+        if isinstance(exc, ConnectionError) or request.writer.output_size > 0:
+            raise ConnectionError("nothing true can be answered any more")
+        code = Code.BAD_REQUEST
+        if isinstance(exc, LineTooLong):
+            code = Code.HEADERS_TOO_LARGE
+        elif status != 400:
+            log.error("the task of a request failed", exc_info=exc)
+            code = Code.INTERNAL_ERROR
+        problem = self._services.context.problem(code)
+        answer = web.Response(status=problem.status, headers=problem.fields(), body=problem.body)
+        answer.force_close()
+        return answer
+
+
+class General(web.Server):
+    """Makes connections; a listening socket's protocol factory, or `express.lane`'s."""
+
+    def __init__(self, services: Services) -> None:
+        super().__init__(self._handle, handler_cancellation=True)
+        self._services = services
+
+    def __call__(self) -> web.RequestHandler:
+        return Protocol(self, self._services)
+
+    def drain(self) -> None:
+        """Close the connections that wait for a request; the others end with their answer."""
+        for connection in self.connections:
+            if isinstance(connection, Protocol):
+                connection.drain()
+
+    def abort(self) -> None:
+        """Cut the connections that are left."""
+        for connection in self.connections:
+            if connection.transport is not None:
+                connection.transport.abort()
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        services = self._services
+        claim = Claim(services)
+        exchange = TaskExchange(services)
+        try:
+            if services.connections.count > services.settings.connections_max:
+                raise Refused(Code.NOT_READY)
+            head = self._head_of(request)
+            body = await self._body_of(request, head, claim)
+            path, _, query = head.target.partition(b"?")
+            peer = address_of(request.transport)
+            message = Request(head.method, path, query, head.headers, body, "http", peer)
+            exchange.run(dispatch(message, services.context))
+            del message, body, head  # an event stream must not keep them
+            return await self._relay(exchange, request)
+        except Refused as refused:
+            return await self._send(services.context.problem(refused.code), request, last=True)
+        finally:
+            # Cancelled because the connection is lost, or all said: either way nothing is left.
+            exchange.cancel()
+            claim.release()
+
+    def _head_of(self, request: web.BaseRequest) -> Head:
+        settings = self._services.settings
+        head = Head()
+        head.method = request.method
+        head.http_11 = request.version >= HttpVersion11
+        head.on_url(request.raw_path.encode("utf-8", "surrogateescape"))
+        size = len(head.target)
+        for name, value in request.raw_headers:
+            size += len(name) + len(value) + 4
+            head.on_header(name, value.lstrip(b" \t"))
+        if size > settings.head_bytes_max or len(request.raw_headers) > settings.head_fields_max:
+            raise Refused(Code.HEADERS_TOO_LARGE)
+        judge_head(head)
+        return head
+
+    async def _body_of(self, request: web.BaseRequest, head: Head, claim: Claim) -> bytes:
+        """The whole body. One that is too large is read on and dropped, so that the answer to it
+        reaches a client that is still sending."""
+        settings = self._services.settings
+        content = request.content
+        too_large = head.length > settings.body_bytes_max
+        if head.expects_100 and not content.is_eof():
+            if too_large:
+                raise Refused(Code.BODY_TOO_LARGE)
+            if request.transport is not None:
+                request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if head.length > SMALL_BODY_BYTES and not too_large:
+            await claim.take(head.length)
+        body = bytearray()
+        received = 0
+        while not content.at_eof() and received <= settings.discard_bytes_max:
+            due = received + PROGRESS_BYTES
+            try:
+                async with asyncio.timeout(settings.body_timeout_s):
+                    while received < due and (piece := await content.readany()):
+                        received += len(piece)
+                        if not too_large:
+                            body += piece
+                            too_large = len(body) > settings.body_bytes_max
+            except TimeoutError:
+                raise Refused(Code.REQUEST_TIMEOUT) from None
+            except web.RequestPayloadError:
+                raise Refused(Code.BAD_REQUEST) from None
+            if len(body) > SMALL_BODY_BYTES and not too_large and not claim.size_bytes:
+                await claim.take(settings.body_bytes_max)
+        if too_large:
+            raise Refused(Code.BODY_TOO_LARGE)
+        return bytes(body)
+
+    async def _relay(self, exchange: TaskExchange, request: web.BaseRequest) -> web.StreamResponse:
+        """Write what the exchange puts out, until it is over."""
+        first = await exchange.next()
+        if not isinstance(first, Response):
+            self._cut(request)
+        if not exchange.streaming:
+            return await self._send(first, request, exchange.last)
+        stream = self._aiohttp_response(first, exchange.last)
+        await self._in_time(stream.prepare(request), request)
+        while isinstance(item := await exchange.next(), Frame):
+            await self._in_time(stream.write(item.data), request)
+        if item is _ABORTED:
+            self._cut(request)
+        await self._in_time(stream.write_eof(), request)
+        return stream
+
+    async def _send(
+        self, response: Response, request: web.BaseRequest, last: bool
+    ) -> web.StreamResponse:
+        answer = self._aiohttp_response(response, last)
+        await self._in_time(answer.prepare(request), request)
+        await self._in_time(answer.write_eof(response.body or b""), request)
+        return answer
+
+    def _aiohttp_response(self, response: Response, last: bool) -> web.StreamResponse:
+        headers = [*response.fields(), ("Server", SERVER)]
+        answer = web.StreamResponse(status=response.status, headers=headers)
+        if response.body is not None:
+            answer.content_length = len(response.body)
+        if last or self._services.context.draining:
+            answer.force_close()
+        return answer
+
+    async def _in_time(self, step: Awaitable[object], request: web.BaseRequest) -> None:
+        """Await a write, but not for ever: cut off a reader that takes nothing."""
+        try:
+            async with asyncio.timeout(self._services.settings.write_timeout_s):
+                await step
+        except TimeoutError:
+            self._cut(request)
+
+    def _cut(self, request: web.BaseRequest) -> NoReturn:
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError

@@ -1,0 +1,265 @@
+"""What all requests share: the store and the ways to wait for it.
+
+`Services` is built once by the daemon and handed to both lanes. Everything here runs on the loop's
+thread, the calls given to `Workers` aside.
+
+Bounded by the connections: each parks at most one request, so neither the queue of the worker
+threads nor the two waiting lists hold more than `connections_max` entries.
+
+Left out: what an effect means to a request (`exchange`), and sockets (the lanes).
+"""
+
+import asyncio
+import logging
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from email.utils import formatdate
+from typing import Any, Protocol
+
+from durable_streamsd.committer import Committer
+from durable_streamsd.config import Settings
+from durable_streamsd.core.context import Context
+from durable_streamsd.hub import Hub
+from durable_streamsd.wheel import Wheel
+from storage.errors import Latched
+from storage.residents import Loaded
+from storage.store import Store
+
+__all__ = [
+    "SERVER",
+    "Allowance",
+    "Clock",
+    "Connections",
+    "Loader",
+    "Room",
+    "Services",
+    "Workers",
+    "address_of",
+]
+
+WORKERS_MAX = 4
+LOOKUPS_PER_HOP_MAX = 64
+SERVER = "durable-streamsd"
+"""The `Server` header of every answer."""
+
+log = logging.getLogger(__name__)
+
+
+class Resumable(Protocol):
+    """Whoever waits here: `exchange.Exchange`. Neither call raises."""
+
+    def resume(self, result: object) -> None: ...
+
+    def fail(self, error: Exception) -> None: ...
+
+
+class Workers:
+    """A few threads for calls that touch cold pages."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._pool = ThreadPoolExecutor(WORKERS_MAX, thread_name_prefix="worker")
+
+    def submit(self, call: Callable[[], object], waiter: Resumable) -> None:
+        """Run `call` in a thread; `waiter` is resumed with its result, or failed with its error."""
+        self._pool.submit(self._run, call, waiter)
+
+    def stop(self) -> None:
+        """Drop what has not begun, and wait for what has."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _run(self, call: Callable[[], object], waiter: Resumable) -> None:
+        try:
+            result = call()
+        except Exception as error:
+            self._loop.call_soon_threadsafe(waiter.fail, error)
+        else:
+            self._loop.call_soon_threadsafe(waiter.resume, result)
+
+
+class Loader:
+    """Looks streams up in the index: one look-up per path in flight, many paths per thread hop.
+
+    Those who wait for a path resume in the order in which they came, in the callback that admits
+    it: the store evicts nothing within a callback, so the requests of one stream stay in order.
+    """
+
+    def __init__(self, store: Store, workers: Workers) -> None:
+        self._store = store
+        self._workers = workers
+        self._waiters: dict[bytes, list[Resumable]] = {}
+        self._queued: deque[bytes] = deque()
+        self._in_flight: list[bytes] = []
+
+    def wait(self, path: bytes, waiter: Resumable) -> None:
+        """Resume `waiter` once `path` is resident; fail it with what `Store.load` raised."""
+        waiters = self._waiters.get(path)
+        if waiters is not None:
+            waiters.append(waiter)
+            return
+        self._waiters[path] = [waiter]
+        self._queued.append(path)
+        if not self._in_flight:
+            self._hop()
+
+    def _hop(self) -> None:
+        count = min(len(self._queued), LOOKUPS_PER_HOP_MAX)
+        self._in_flight = [self._queued.popleft() for _ in range(count)]
+        if self._in_flight:
+            paths = self._in_flight
+            self._workers.submit(lambda: [self._look_up(path) for path in paths], self)
+
+    def _look_up(self, path: bytes) -> Loaded | Exception:  # in a thread
+        try:
+            return self._store.load(path)
+        except Exception as error:
+            return error
+
+    def resume(self, result: Any) -> None:
+        """A hop came back: `result` has what was loaded, or the error, for each path in flight."""
+        paths = self._in_flight
+        self._hop()
+        for path, loaded in zip(paths, result, strict=True):
+            if not isinstance(loaded, Exception):
+                try:
+                    self._store.admit(loaded)
+                except Exception as error:
+                    loaded = error
+            for waiter in self._waiters.pop(path):
+                if isinstance(loaded, Exception):
+                    waiter.fail(loaded)
+                else:
+                    waiter.resume(None)
+
+    def fail(self, error: Exception) -> None:
+        """A hop could not even begin."""
+        self.resume([error] * len(self._in_flight))
+
+
+class Room:
+    """Requests that wait until the store accepts again, first come, first served."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._waiters: deque[Resumable] = deque()
+
+    def wait(self, waiter: Resumable) -> None:
+        """Resume `waiter` when it is its turn; fail it when the store will take no more writes."""
+        self._waiters.append(waiter)
+
+    def release(self) -> None:
+        """Look whether there is room; called whenever there may be."""
+        waiters = self._waiters
+        while waiters and self._store.accepting:
+            waiters.popleft().resume(None)
+        if self._store.latched:
+            while waiters:
+                waiters.popleft().fail(Latched("the store takes no writes until it is restarted"))
+
+
+class Claimant(Protocol):
+    """Whoever wants a share of an `Allowance`."""
+
+    def granted(self) -> None: ...
+
+
+class Allowance:
+    """So many bytes for all large bodies together; first come, first served.
+
+    A share is taken as a whole before a body is read, never piece by piece: bodies that each hold
+    a part and wait for more would wait for each other.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self._left = bytes_max
+        self._queue: OrderedDict[Claimant, int] = OrderedDict()
+
+    def take(self, size: int, claimant: Claimant) -> bool:
+        """Take a share. False: later, `claimant.granted` will say when."""
+        if size > self._left or self._queue:
+            self._queue[claimant] = size
+            return False
+        self._left -= size
+        return True
+
+    def give_up(self, claimant: Claimant) -> None:
+        """Wait no more."""
+        self._queue.pop(claimant, None)
+
+    def give_back(self, size: int) -> None:
+        """Return a share that was taken."""
+        self._left += size
+        while self._queue:
+            claimant, wanted = next(iter(self._queue.items()))
+            if wanted > self._left:
+                return
+            del self._queue[claimant]
+            self._left -= wanted
+            claimant.granted()
+
+
+class Clock:
+    """The lanes' own header lines, made once a second instead of once per answer."""
+
+    __slots__ = ("keep_10", "keep_11", "last", "stream", "stream_last")
+
+    def __init__(self) -> None:
+        self.tick()
+
+    def tick(self) -> None:
+        """A new second has begun."""
+        date = f"Server: {SERVER}\r\nDate: {formatdate(usegmt=True)}\r\n".encode("ascii")
+        chunked = b"Transfer-Encoding: chunked\r\n"
+        self.keep_11 = date
+        self.keep_10 = date + b"Connection: keep-alive\r\n"
+        self.last = date + b"Connection: close\r\n"
+        self.stream = date + chunked
+        self.stream_last = chunked + self.last
+
+
+class Connections:
+    """How many connections are open, in both lanes together, and when the last one is gone."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._none: asyncio.Event = asyncio.Event()
+
+    def opened(self) -> None:
+        self.count += 1
+
+    def closed(self) -> None:
+        self.count -= 1
+        if not self.count:
+            self._none.set()
+
+    async def none(self) -> None:
+        """Return when no connection is open; only sensible once nobody accepts new ones."""
+        while self.count:
+            self._none.clear()
+            await self._none.wait()
+
+
+def address_of(transport: asyncio.BaseTransport | None) -> str:
+    """Who is at the other end, for the log."""
+    peer = transport.get_extra_info("peername") if transport is not None else None
+    return f"{peer[0]}:{peer[1]}" if peer else ""
+
+
+@dataclass(slots=True)
+class Services:
+    """Everything a request may need, apart from its own connection."""
+
+    settings: Settings
+    store: Store
+    context: Context
+    hub: Hub
+    wheel: Wheel
+    committer: Committer
+    workers: Workers
+    loader: Loader
+    room: Room
+    bodies: Allowance
+    clock: Clock
+    connections: Connections

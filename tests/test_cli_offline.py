@@ -1,0 +1,181 @@
+"""The offline commands on real data directories, and their exit codes."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from daemon import Daemon
+
+from storage.errors import NotResident
+from storage.limits import Limits
+from storage.state import Append, StreamConfig
+from storage.store import Store
+
+SEGMENT_BYTES = 8_192
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "durable_streamsd", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def digest(directory: Path) -> str:
+    """Names and contents of all files under a directory, the locks aside."""
+    total = hashlib.sha256()
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and path.name not in ("LOCK", "INDEXER", "lock.mdb"):
+            total.update(str(path.relative_to(directory)).encode())
+            total.update(path.read_bytes())
+    return total.hexdigest()
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    """A closed directory of several segments: a JSON and a byte stream, and a deleted one."""
+    path = tmp_path / "data"
+    store = Store.open(path, Limits(segment_bytes=SEGMENT_BYTES, zero_ahead_bytes=0))
+    for name, kind in (
+        (b"json", "application/json"),
+        (b"bytes", "application/octet-stream"),
+        (b"gone", "text/plain"),
+    ):
+        with pytest.raises(NotResident):
+            store.find(name)
+        store.admit(store.load(name))
+        store.create(name, StreamConfig(kind), b"", False)
+    for number in range(60):
+        for name, body in ((b"json", b'{"n":%d}' % number), (b"bytes", bytes(200))):
+            stream = store.find(name)
+            assert stream is not None
+            store.append(stream, Append(body, stream.config.media_type))
+        assert store.commit() is None
+    gone = store.find(b"gone")
+    assert gone is not None
+    store.delete(gone)
+    store.close()
+    return path
+
+
+def segments(data_dir: Path) -> list[Path]:
+    return sorted((data_dir / "segments").iterdir())
+
+
+def test_verify_finds_nothing_in_a_sound_directory(data_dir: Path) -> None:
+    """A sound directory verifies with exit code 0, and is not changed."""
+    before = digest(data_dir)
+    result = run("verify", "--data-dir", data_dir)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "no damage found" in result.stdout
+    assert digest(data_dir) == before
+
+
+def test_verify_names_segment_position_and_stream(data_dir: Path) -> None:
+    """Damaged payload is reported with its segment, position and stream, and exit code 1."""
+    segment = segments(data_dir)[1]
+    data = bytearray(segment.read_bytes())
+    position = data.index(bytes(150)) + 75
+    data[position] ^= 0xFF
+    segment.write_bytes(data)
+    result = run("verify", "--data-dir", data_dir)
+    assert result.returncode == 1
+    line = result.stdout.splitlines()[0]
+    assert line.startswith(f"{segment.name}, position ")
+    assert ", stream 2: the payload at offset " in line
+
+
+def test_verify_finds_an_index_that_differs_from_the_log(data_dir: Path) -> None:
+    """An index that lost what the log has is reported, and `reindex` mends it."""
+    index = data_dir / "index" / "data.mdb"
+    data = index.read_bytes()
+    at = data.index(b"application/octet-stream")
+    index.write_bytes(data[:at] + b"application/octet-strEam" + data[at + 24 :])
+    result = run("verify", "--data-dir", data_dir)
+    assert result.returncode == 1
+    assert "reindex" in result.stdout
+    assert run("reindex", "--data-dir", data_dir).returncode == 0
+    assert run("verify", "--data-dir", data_dir).returncode == 0
+
+
+def test_reindex_brings_back_a_lost_index(data_dir: Path) -> None:
+    """With the index gone as a whole, `reindex` makes one that `verify` agrees with."""
+    shutil.rmtree(data_dir / "index")
+    assert run("reindex", "--data-dir", data_dir).returncode == 0
+    result = run("verify", "--data-dir", data_dir)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_reindex_of_a_damaged_log_changes_nothing(data_dir: Path) -> None:
+    """A log damaged in the middle is refused with file and position, and the index stays."""
+    segment = segments(data_dir)[1]
+    data = bytearray(segment.read_bytes())
+    data[100] ^= 0xFF
+    segment.write_bytes(data)
+    index_before = digest(data_dir / "index")
+    result = run("reindex", "--data-dir", data_dir)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"durable-streamsd: {segment.name}, position ")
+    assert digest(data_dir / "index") == index_before
+
+
+def test_dump_prints_every_batch(data_dir: Path) -> None:
+    """`dump` prints the log as JSON lines: all records in order, payload if asked for."""
+    result = run("dump", "--data-dir", data_dir, "--payload")
+    assert result.returncode == 0
+    values = [json.loads(line) for line in result.stdout.splitlines()]
+    batches = [value for value in values if "batch" in value]
+    assert [value["batch"] for value in batches] == list(range(1, len(batches) + 1))
+    payload = "".join(
+        run["payload"] for value in batches for run in value["runs"] if run["stream"] == 1
+    )
+    assert json.loads(f"[{payload[:-1]}]") == [{"n": number} for number in range(60)]
+
+
+@pytest.mark.parametrize("command", ["verify", "reindex", "serve"])
+def test_a_directory_in_use_is_exit_code_3(data_dir: Path, command: str) -> None:
+    """A directory that a daemon has open is refused with exit code 3 and a sentence."""
+    with Daemon(data_dir):
+        result = run(command, "--data-dir", data_dir)
+    assert result.returncode == 3
+    assert "another process has this directory open" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["verify", "reindex", "dump", "serve"])
+def test_a_foreign_directory_is_refused_unchanged(tmp_path: Path, command: str) -> None:
+    """A folder that is not ours is refused with a sentence, exit code 1, and left as it is."""
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("years of work")
+    result = run(command, "--data-dir", foreign)
+    assert result.returncode == 1
+    assert str(foreign) in result.stderr
+    assert "Traceback" not in result.stderr
+    assert [path.name for path in foreign.iterdir()] == ["thesis.txt"]
+
+
+def test_another_format_version_is_refused(data_dir: Path) -> None:
+    """A directory of a newer format is refused with a sentence that says so."""
+    file = data_dir / "FORMAT"
+    file.write_text(file.read_text().replace("format 1", "format 2"))
+    before = digest(data_dir)
+    result = run("serve", "--data-dir", data_dir)
+    assert result.returncode == 1
+    assert "the directory has format 2" in result.stderr
+    assert digest(data_dir) == before
+
+
+def test_the_daemon_refuses_a_damaged_log_unchanged(data_dir: Path) -> None:
+    """A log that is damaged where recovery has to read is refused with file and position."""
+    shutil.rmtree(data_dir / "index")
+    segment = segments(data_dir)[1]
+    data = bytearray(segment.read_bytes())
+    data[100] ^= 0xFF
+    segment.write_bytes(data)
+    before = digest(data_dir)
+    result = run("serve", "--data-dir", data_dir, "--port", "0")
+    assert result.returncode == 1
+    assert f"{segment.name}, position " in result.stderr
+    assert digest(data_dir) == before

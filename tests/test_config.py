@@ -1,0 +1,117 @@
+"""Settings: where they come from, and what a wrong one is answered with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from durable_streamsd.config import FLAGS, Settings, SettingsError, load_settings
+
+
+def test_defaults_are_the_documented_ones() -> None:
+    """What README and design promise without any configuration."""
+    settings = load_settings({}, {})
+    assert settings == Settings()
+    assert (settings.host, settings.port) == ("127.0.0.1", 4437)
+    assert settings.long_poll_timeout_s == 20
+    assert settings.body_bytes_max == 64 << 20
+    assert settings.public_url is None
+    assert settings.express_lane
+
+
+def test_flag_wins_over_environment_over_file_over_default(tmp_path: Path) -> None:
+    """Each source overrides the one below it, setting by setting."""
+    file = tmp_path / "daemon.toml"
+    file.write_text("port = 1\nidle_timeout_s = 1.5\nhead_fields_max = 11\n")
+    environment = {"DURABLE_STREAMSD_PORT": "2", "DURABLE_STREAMSD_IDLE_TIMEOUT_S": "2.5"}
+    settings = load_settings({"port": "3", "host": None}, environment, file)
+    assert settings.port == 3
+    assert settings.idle_timeout_s == 2.5
+    assert settings.head_fields_max == 11
+    assert settings.host == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("word", "value"), [("off", False), ("ON", True), ("no", False), ("true", True), ("0", False)]
+)
+def test_switches_take_the_usual_words(word: str, value: bool) -> None:
+    """The express lane is turned off with the words that people use."""
+    settings = load_settings({}, {"DURABLE_STREAMSD_EXPRESS_LANE": word})
+    assert settings.express_lane is value
+
+
+def test_the_name_of_a_flag_works_everywhere(tmp_path: Path) -> None:
+    """`--max-body` is `max_body` in a file and MAX_BODY in the environment, too."""
+    file = tmp_path / "daemon.toml"
+    file.write_text("max_body = 4096\n")
+    settings = load_settings({}, {"DURABLE_STREAMSD_LONG_POLL_TIMEOUT": "2"}, file)
+    assert settings.body_bytes_max == 4096
+    assert settings.long_poll_timeout_s == 2
+
+
+def test_every_flag_sets_a_setting() -> None:
+    """The table of flags names settings that exist."""
+    assert set(FLAGS.values()) <= set(Settings.__struct_fields__)
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "named"),
+    [
+        ({"port": "http"}, {}, "--port"),
+        ({"port": "70000"}, {}, "--port"),
+        ({"port": "-1"}, {}, "--port"),
+        ({"body_bytes_max": "0"}, {}, "--max-body"),
+        ({"body_bytes_max": "1MB"}, {}, "--max-body"),
+        ({"long_poll_timeout_s": "nan"}, {}, "--long-poll-timeout"),
+        ({"long_poll_timeout_s": "-2"}, {}, "--long-poll-timeout"),
+        ({"public_url": "example.org"}, {}, "--public-url"),
+        ({"public_url": "http://example.org/base"}, {}, "--public-url"),
+        ({"log_level": "loud"}, {}, "--log-level"),
+        ({}, {"DURABLE_STREAMSD_EXPRESS_LANE": "maybe"}, "DURABLE_STREAMSD_EXPRESS_LANE"),
+        ({}, {"DURABLE_STREAMSD_HEAD_BYTES_MAX": "1"}, "DURABLE_STREAMSD_HEAD_BYTES_MAX"),
+        ({}, {"DURABLE_STREAMSD_PROT": "4437"}, "DURABLE_STREAMSD_PROT"),
+        ({}, {"DURABLE_STREAMSD_PUBLIC_URL": "ftp://x"}, "DURABLE_STREAMSD_PUBLIC_URL"),
+    ],
+)
+def test_a_bad_value_is_answered_with_a_sentence_that_names_it(
+    flags: dict[str, object], environment: dict[str, str], named: str
+) -> None:
+    """Whoever reads the sentence knows where to look."""
+    with pytest.raises(SettingsError) as caught:
+        load_settings(flags, environment)
+    sentence = str(caught.value)
+    assert sentence.startswith(f"{named}: ")
+    assert "\n" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("port = 'x'", "port in "),
+        ("port = true", "port in "),
+        ("prot = 1", "prot in "),
+        ("[storage]\nx = 1", "storage in "),
+        ("port = ", "--config: "),
+        ("port = 1\nport = 2", "--config: "),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path: Path, text: str, named: str) -> None:
+    """A wrong key, value or syntax in the file is reported with the file's name."""
+    file = tmp_path / "daemon.toml"
+    file.write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        load_settings({}, {}, file)
+    assert str(caught.value).startswith(named)
+    assert str(file) in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    """A configuration file that was asked for has to be there."""
+    with pytest.raises(SettingsError, match=r"--config: cannot read .*missing\.toml"):
+        load_settings({}, {}, tmp_path / "missing.toml")
+
+
+def test_other_variables_are_let_be() -> None:
+    """Only variables with the prefix are looked at."""
+    assert load_settings({}, {"PORT": "1", "STREAM_URL": "x", "DURABLE_X": "1"}) == Settings()
