@@ -25,8 +25,8 @@ from bench.report import Outcome, Report, ScenarioReport, TargetInfo, table
 from bench.scenarios import SCENARIOS, Scenario
 from bench.targets import Target, TargetError, external, node_peer, this_daemon
 
-FILES_SPARE = 200
-"""Descriptors that a server or the generator needs beside one for each connection."""
+FILES_SPARE = 1_000
+"""Descriptors that a server or the generator needs, or keeps back, beside its connections."""
 
 PEERS = {"node": node_peer}
 
@@ -77,7 +77,13 @@ def main(
     """
     signal.signal(signal.SIGTERM, _end)  # so that servers are stopped and folders removed
     scenarios = [SCENARIOS[name] for name in dict.fromkeys(names)] or list(SCENARIOS.values())
-    data_root = Path(tempfile.mkdtemp(prefix="bench-", dir=os.environ.get("TMPDIR", "/var/tmp")))
+    if json_path is not None and not json_path.absolute().parent.is_dir():
+        raise click.UsageError(f"--json {json_path}: its folder does not exist")
+    parent = os.environ.get("TMPDIR") or "/var/tmp"
+    try:
+        data_root = Path(tempfile.mkdtemp(prefix="bench-", dir=parent))
+    except OSError as error:
+        raise click.ClickException(f"no data directory can be made: {error}") from None
     try:
         targets = _targets(urls, peers)
         _raise_file_limit(max(_sizes(scenario, quick).connections for scenario in scenarios))
@@ -118,7 +124,10 @@ def _targets(urls: tuple[str, ...], peers: tuple[str, ...]) -> list[Target]:
         name, equals, url = argument.partition("=")
         if not equals or not name or name in [target.name for target in targets]:
             raise click.UsageError(f"--target {argument}: give NAME=URL, with a NAME of its own")
-        targets.append(external(name, url))
+        try:
+            targets.append(external(name, url))
+        except TargetError as error:
+            raise click.UsageError(f"--target {error}") from None
     return targets
 
 

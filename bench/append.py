@@ -26,9 +26,11 @@ async def append_small(job: Job) -> Measurement:
         name = f"{job.run}-{number}"
         client.create(name, CONTENT_TYPE)
         messages = Messages(number, sizes.message_bytes)
-        load.appenders.append(Appender(job.url, name, CONTENT_TYPE, messages, load.acknowledged))
+        load.appenders.append(
+            Appender(client.address, name, CONTENT_TYPE, messages, load.acknowledged)
+        )
     client.end()
-    await connect(job.url, load.appenders, sizes.stall_seconds_max)
+    await connect(client.address, load.appenders, sizes.stall_seconds_max)
     load.start()
     seconds_max = sizes.warmup_seconds + sizes.measured_seconds + sizes.stall_seconds_max
     await until(load.finished, seconds_max, load.state)

@@ -7,18 +7,16 @@ Protocol classes may simply raise: whatever leaves a callback of the loop ends t
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from functools import partial
+from typing import Any, cast
 
 from bench.measure import LoadError, Messages
-from bench.wire import SHOWN_BYTES_MAX, parse_head
+from bench.wire import SHOWN_BYTES_MAX, Address, parse_head
 
 __all__ = ["Appender", "connect", "until", "watch"]
 
 CONNECTS_AT_ONCE_MAX = 50
 """Well below any server's backlog of connections that it has not accepted yet."""
-
-AnyProtocol = TypeVar("AnyProtocol", bound=asyncio.Protocol)
 
 
 def watch() -> "asyncio.Future[None]":
@@ -44,15 +42,16 @@ async def until(awaitable: Awaitable[None], seconds_max: float, what: Callable[[
         raise LoadError(f"stalled: after {seconds_max:g} s {what()}") from None
 
 
-async def connect(url: str, protocols: Iterable[AnyProtocol], seconds_max: float) -> None:
+async def connect(
+    address: Address, protocols: Iterable[asyncio.Protocol], seconds_max: float
+) -> None:
     """Open one connection to the server for each of the protocol objects."""
     loop = asyncio.get_running_loop()
-    parts = urlsplit(url)
     waiting = list(protocols)
     while waiting:
         group, waiting = waiting[:CONNECTS_AT_ONCE_MAX], waiting[CONNECTS_AT_ONCE_MAX:]
         opening = [
-            loop.create_connection(lambda protocol=protocol: protocol, parts.hostname, parts.port)
+            loop.create_connection(partial(_same, protocol), address.host, address.port)
             for protocol in group
         ]
         try:
@@ -64,6 +63,10 @@ async def connect(url: str, protocols: Iterable[AnyProtocol], seconds_max: float
             raise LoadError(f"cannot connect: {error}") from None
 
 
+def _same(protocol: asyncio.Protocol) -> asyncio.Protocol:
+    return protocol
+
+
 class Appender(asyncio.Protocol):
     """One connection that appends to one stream, at most one request in flight.
 
@@ -73,13 +76,12 @@ class Appender(asyncio.Protocol):
 
     def __init__(
         self,
-        url: str,
+        address: Address,
         name: str,
         content_type: str,
         messages: Messages,
         acknowledged: "Callable[[Appender, int], None]",
     ) -> None:
-        parts = urlsplit(url)
         self.name = name
         self.messages = messages
         self.count = 0
@@ -87,18 +89,19 @@ class Appender(asyncio.Protocol):
         self.sent_ns = 0
         """When the last request was sent, by `time.perf_counter_ns`."""
         self._in_flight = False
-        self._head = (
-            f"POST {parts.path}/{name} HTTP/1.1\r\nHost: {parts.netloc}\r\n"
-            f"Content-Type: {content_type}\r\nContent-Length: {messages.message_bytes}\r\n\r\n"
-        ).encode()
+        self._head = address.head(
+            "POST",
+            name,
+            f"Content-Type: {content_type}",
+            f"Content-Length: {messages.message_bytes}",
+        )
         self._acknowledged = acknowledged
         self._transport: asyncio.Transport | None = None
         self._pending = b""
         self._ending = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._ending:
@@ -137,9 +140,12 @@ class Appender(asyncio.Protocol):
     def _is_success(self) -> bool:
         """Whether what came is a whole answer. Raises LoadError if it is not a success."""
         head = parse_head(self._pending)
-        if head is None or len(self._pending) < head.body_at + head.body_bytes:
+        if head is None:
             return False
-        if head.status not in (200, 204) or len(self._pending) > head.body_at + head.body_bytes:
+        if head.status not in (200, 204):
             shown = self._pending[:SHOWN_BYTES_MAX]
             raise LoadError(f"an append to {self.name} was answered: {shown!r}")
-        return True
+        end = head.body_at + head.body_bytes
+        if len(self._pending) > end:
+            raise LoadError(f"more than an answer: {self._pending[end:][:SHOWN_BYTES_MAX]!r}")
+        return len(self._pending) == end

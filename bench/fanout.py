@@ -13,11 +13,11 @@ same bytes, which are parsed once and remembered (`_Fan.known`) for as long as a
 
 import asyncio
 import time
-from urllib.parse import urlsplit
+from typing import cast
 
 from bench.connections import Appender, connect, until, watch
 from bench.measure import Job, LoadError, Measurement, Messages, Window
-from bench.wire import SHOWN_BYTES_MAX, Client, SseBody, parse_head
+from bench.wire import SHOWN_BYTES_MAX, Address, Client, SseBody, parse_head
 
 __all__ = ["fanout"]
 
@@ -34,9 +34,9 @@ async def fanout(job: Job) -> Measurement:
     sizes = job.sizes
     client.create(job.run, CONTENT_TYPE)
     client.end()
-    fan = _Fan(job)
+    fan = _Fan(job, client.address)
     fan.finished = watch()
-    await connect(job.url, [fan.writer, *fan.readers], sizes.stall_seconds_max)
+    await connect(client.address, [fan.writer, *fan.readers], sizes.stall_seconds_max)
     await until(fan.finished, sizes.stall_seconds_max, fan.state)
 
     fan.finished = watch()
@@ -67,10 +67,10 @@ class _Fan:
 
     finished: "asyncio.Future[None]"
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, address: Address) -> None:
         messages = Messages(0, job.sizes.message_bytes)
-        self.writer = Appender(job.url, job.run, CONTENT_TYPE, messages, self._acknowledged)
-        self.readers = [_Reader(self, job, number) for number in range(job.sizes.connections)]
+        self.writer = Appender(address, job.run, CONTENT_TYPE, messages, self._acknowledged)
+        self.readers = [_Reader(self, address, number) for number in range(job.sizes.connections)]
         self.window = Window(job.server_pid)
         self.message = b""
         """The one message on its way."""
@@ -83,7 +83,7 @@ class _Fan:
 
     def state(self) -> str:
         """What is missing, as the end of a sentence."""
-        return f"{self.missing} of {len(self.readers)} readers are waiting for the server"
+        return f"{self.missing} of {len(self.readers)} readers, or the writer, wait for the server"
 
     def start(self) -> None:
         self._started_ns = time.perf_counter_ns()
@@ -133,14 +133,12 @@ class _Fan:
 class _Reader(asyncio.Protocol):
     """One SSE reader from the start of the stream."""
 
-    def __init__(self, fan: _Fan, job: Job, number: int) -> None:
-        parts = urlsplit(job.url)
+    def __init__(self, fan: _Fan, address: Address, number: int) -> None:
         self._fan = fan
         self._number = number
-        self._request = (
-            f"GET {parts.path}/{job.run}?offset=-1&live=sse HTTP/1.1\r\nHost: {parts.netloc}\r\n"
-            "Accept: text/event-stream\r\n\r\n"
-        ).encode()
+        self._request = address.head(
+            "GET", f"{fan.writer.name}?offset=-1&live=sse", "Accept: text/event-stream"
+        )
         self._head: bytes | None = b""
         """What came of the answer's head; None once it is whole."""
         self._body = SseBody()
@@ -148,9 +146,8 @@ class _Reader(asyncio.Protocol):
         """The last message this reader was given."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.write(self._request)
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
+        self._transport.write(self._request)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._body.ended:

@@ -81,7 +81,7 @@ def _file_system(path: Path) -> str:
 
 def _sync_p50_us(path: Path) -> float:
     block = os.urandom(SYNC_BYTES)
-    times_ns = []
+    times_ns: list[int] = []
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         begun_ns = time.perf_counter_ns()

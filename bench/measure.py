@@ -107,7 +107,6 @@ class Window:
 
     def __init__(self, server_pid: int | None) -> None:
         self.latencies_ns = array("q")
-        self.is_open = False
         self.is_closed = False
         self._server_pid = server_pid
         self._first = self._last = 0
@@ -117,12 +116,10 @@ class Window:
     def open(self) -> None:
         self._opened = self._instant()
         self._first = len(self.latencies_ns)
-        self.is_open = True
 
     def close(self) -> None:
         self._last = len(self.latencies_ns)
         self._closed = self._instant()
-        self.is_open = False
         self.is_closed = True
 
     def measurement(self, checked: str) -> Measurement:

@@ -75,7 +75,9 @@ def table(scenario: Scenario, report: ScenarioReport) -> str:
     plural = scenario.operation.removesuffix("y") + (
         "ies" if scenario.operation[-1] == "y" else "s"
     )
-    rows = [("", f"{plural}/s", "lowest-highest", "ratio", "p50 ms", "p99 ms")]
+    rows: list[tuple[str, ...]] = [
+        ("", f"{plural}/s", "lowest-highest", "ratio", "p50 ms", "p99 ms")
+    ]
     rows[0] += (f"server CPU µs/{scenario.operation}", "server RSS MiB", "generator CPU")
     first = report.outcomes[0]
     rows += [_row(outcome, first) for outcome in report.outcomes]
@@ -90,7 +92,9 @@ def table(scenario: Scenario, report: ScenarioReport) -> str:
             indented = outcome.error.replace("\n", "\n    ")
             lines.append(f"  ERROR {outcome.target}: {indented}")
         else:
-            lines.append(f"  checked {outcome.target}: {outcome.rounds[-1].checked}")
+            lines.append(
+                f"  checked {outcome.target}, in the last round: {outcome.rounds[-1].checked}"
+            )
     lines += [f"  {sentence}" for sentence in _sentences(report.outcomes)]
     return "\n".join(lines)
 

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from bench.load import ROOT
+from bench.measure import LoadError
 
 __all__ = ["Server", "Target", "TargetError", "external", "node_peer", "this_daemon"]
 
@@ -82,7 +83,13 @@ class Target(msgspec.Struct, frozen=True):
                 cwd=ROOT,
             )
         try:
-            yield Server(_wait_for_url(process, output) + self.streams, process.pid)
+            url = _wait_for_url(process, output) + self.streams
+            try:
+                yield Server(url, process.pid)
+            except LoadError as error:
+                if process.poll() is None:
+                    raise
+                raise TargetError(f"{error}\n{_ended(process, output)}") from error
             _stop(process, output)
         finally:
             if process.poll() is None:
@@ -170,7 +177,7 @@ def _wait_for_url(process: "subprocess.Popen[bytes]", output: Path) -> str:
 def _stop(process: "subprocess.Popen[bytes]", output: Path) -> None:
     """End the server with SIGTERM. Raises TargetError if it had ended before, or does not."""
     if process.poll() is not None:
-        raise TargetError(f"the server ended by itself, code {process.returncode}\n{_tail(output)}")
+        raise TargetError(_ended(process, output))
     process.terminate()
     try:
         code = process.wait(STOP_SECONDS_MAX)
@@ -178,6 +185,10 @@ def _stop(process: "subprocess.Popen[bytes]", output: Path) -> None:
         raise TargetError(f"SIGTERM did not end it within {STOP_SECONDS_MAX} s") from None
     if code != 0:
         raise TargetError(f"SIGTERM ended the server with code {code}\n{_tail(output)}")
+
+
+def _ended(process: "subprocess.Popen[bytes]", output: Path) -> str:
+    return f"the server ended by itself, code {process.returncode}\n{_tail(output)}"
 
 
 def _tail(output: Path) -> str:

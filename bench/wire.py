@@ -16,7 +16,7 @@ import msgspec
 
 from bench.measure import LoadError
 
-__all__ = ["Client", "Head", "SseBody", "parse_head"]
+__all__ = ["Address", "Client", "Head", "SseBody", "parse_head"]
 
 HEAD_BYTES_MAX = 16_384
 EVENT_BYTES_MAX = 1 << 20
@@ -24,6 +24,28 @@ TIMEOUT_SECONDS = 30.0
 SHOWN_BYTES_MAX = 200
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 (\d\d\d)\b")
+
+
+class Address(msgspec.Struct, frozen=True):
+    """Where a server is, and the path below which its streams are."""
+
+    host: str
+    port: int
+    prefix: str
+
+    @classmethod
+    def of(cls, url: str) -> "Address":
+        """Raises LoadError if it is not a URL of plain HTTP."""
+        parts = urlsplit(url)
+        if parts.scheme != "http" or parts.hostname is None:
+            raise LoadError(f"not a URL that begins with http:// and a host: {url}")
+        return cls(parts.hostname, parts.port or 80, parts.path)
+
+    def head(self, method: str, name: str, *fields: str) -> bytes:
+        """Head of a request to the stream `name`, with these header fields."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        first = f"{method} {self.prefix}/{name} HTTP/1.1"
+        return "\r\n".join([first, f"Host: {host}:{self.port}", *fields, "", ""]).encode()
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -120,16 +142,19 @@ def _data_payload(event: bytes) -> bytes:
     return b"\n".join(data) if kind == b"data" else b""
 
 
+def _same_bytes(one: bytes, other: bytes) -> int:
+    """Length of what both begin with."""
+    for at, (left, right) in enumerate(zip(one, other, strict=False)):
+        if left != right:
+            return at
+    return min(len(one), len(other))
+
+
 class Client:
     """Creates, closes and reads back streams, one request after the other, blocking."""
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        if parts.scheme != "http" or parts.hostname is None:
-            raise LoadError(f"not a URL that begins with http:// and a host: {url}")
-        self.host = parts.hostname
-        self.port = parts.port or 80
-        self.prefix = parts.path
+        self.address = Address.of(url)
         self._connection: http.client.HTTPConnection | None = None
 
     def create(self, name: str, content_type: str) -> None:
@@ -149,7 +174,8 @@ class Client:
         while True:
             response, body = self._request("GET", f"{name}?offset={offset}", {}, expected=(200,))
             if body != expected[at : at + len(body)]:
-                raise LoadError(f"stream {name} was read back wrong after byte {at}")
+                at += _same_bytes(body, expected[at : at + len(body)])
+                raise LoadError(f"stream {name} was read back wrong from byte {at} on")
             at += len(body)
             if response.getheader("Stream-Up-To-Date") is not None:
                 break
@@ -170,10 +196,10 @@ class Client:
     ) -> tuple[http.client.HTTPResponse, bytes]:
         if self._connection is None:
             self._connection = http.client.HTTPConnection(
-                self.host, self.port, timeout=TIMEOUT_SECONDS
+                self.address.host, self.address.port, timeout=TIMEOUT_SECONDS
             )
         try:
-            self._connection.request(method, f"{self.prefix}/{name}", headers=headers)
+            self._connection.request(method, f"{self.address.prefix}/{name}", headers=headers)
             response = self._connection.getresponse()
             body = response.read()
         except (OSError, http.client.HTTPException) as error:

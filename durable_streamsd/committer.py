@@ -99,16 +99,24 @@ class Committer:
         self._queue.put(sealed)
 
     def _run(self) -> None:
-        while (sealed := self._queue.get()) is not None:
-            error: CommitError | None = None
-            try:
-                self._store.write(sealed)
-            except CommitError as failure:
-                error = failure
-            except BaseException as failure:
-                log.critical("writing a batch failed in a way nobody foresaw", exc_info=True)
-                error = Latched(f"an unexpected {type(failure).__name__} while writing")
-            self._loop.call_soon_threadsafe(self._settle, sealed, error)
+        while self._write_next():
+            pass
+
+    def _write_next(self) -> bool:
+        """Wait for a batch and write it. False: there is none any more."""
+        sealed = self._queue.get()
+        if sealed is None:
+            return False
+        error: CommitError | None = None
+        try:
+            self._store.write(sealed)
+        except CommitError as failure:
+            error = failure
+        except BaseException as failure:
+            log.critical("writing a batch failed in a way nobody foresaw", exc_info=True)
+            error = Latched(f"an unexpected {type(failure).__name__} while writing")
+        self._loop.call_soon_threadsafe(self._settle, sealed, error)
+        return True
 
     def _settle(self, sealed: Sealed, error: CommitError | None) -> None:
         try:
@@ -124,5 +132,6 @@ class Committer:
         for batch in finished.batches:
             for waiter in batch.waiters:
                 waiter(error)
+            batch.waiters.clear()  # a batch outlives its answers, connections must not
         self._on_settled()
         self.kick()

@@ -46,7 +46,7 @@ from storage.indexer_process import IndexerProcess
 from storage.limits import Limits
 from storage.store import Store
 
-__all__ = ["run"]
+__all__ = ["build_services", "run"]
 
 EXIT_FAILED = 1
 EXIT_LOCKED = 3
@@ -108,7 +108,8 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, log.info, "SIGHUP: nothing can be reloaded yet")
 
         self._indexer = IndexerProcess(self._store, self._room_made)
-        self._services = services = _services(self._settings, self._store, loop, self._room_made)
+        services = build_services(self._settings, self._store, loop, self._room_made)
+        self._services = services
         self._general = General(services)
         self._lane = Lane(services, self._general)
         services.committer.start()
@@ -186,12 +187,13 @@ class Daemon:
         return 0
 
 
-def _services(
+def build_services(
     settings: Settings,
     store: Store,
     loop: asyncio.AbstractEventLoop,
     on_settled: Callable[[], None],
 ) -> Services:
+    """Wire together what the lanes share; `on_settled` is called after each batch."""
     options = Options(
         long_poll_timeout_s=settings.long_poll_timeout_s,
         sse_lifetime_s=settings.sse_lifetime_s,

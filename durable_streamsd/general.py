@@ -17,7 +17,7 @@ from collections.abc import Awaitable
 from typing import Final, NoReturn
 
 from aiohttp import web
-from aiohttp.http import HttpVersion11
+from aiohttp.http import HttpVersion10, HttpVersion11
 from aiohttp.http_exceptions import LineTooLong
 
 from durable_streamsd.core.message import Frame, Request, Response
@@ -25,8 +25,8 @@ from durable_streamsd.core.problems import Code
 from durable_streamsd.core.router import dispatch
 from durable_streamsd.exchange import Exchange
 from durable_streamsd.express.connection import PROGRESS_BYTES, SMALL_BODY_BYTES
-from durable_streamsd.express.head import Head, Refused, judge_head
-from durable_streamsd.services import SERVER, Services, address_of
+from durable_streamsd.express.head import CHUNKED, Head, Refused, judge_head
+from durable_streamsd.services import SERVER, Services, address_of, cut_off
 
 __all__ = ["General"]
 
@@ -69,7 +69,7 @@ class TaskExchange(Exchange):
         self._ready.set()
 
     def respond(self, response: Response, last: bool = False) -> None:
-        self.last = last
+        self.last = self.last or last
         self._put(response)
 
     def start(self, response: Response) -> None:
@@ -116,7 +116,7 @@ class Claim:
 class Protocol(web.RequestHandler):
     """aiohttp's connection, counted with the others, half-closable, and with our error answers."""
 
-    __slots__ = ("_services",)
+    __slots__ = ("_services", "half_closed")
 
     def __init__(self, lane: "General", services: Services) -> None:
         settings = services.settings
@@ -133,6 +133,13 @@ class Protocol(web.RequestHandler):
             logger=log,
         )
         self._services = services
+        self.half_closed = False
+
+    @property
+    def _idle(self) -> bool:
+        """Whether the connection waits for a request (or for its end)."""
+        waiter = self._waiter
+        return waiter is not None and not waiter.done()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._services.connections.opened()
@@ -145,16 +152,15 @@ class Protocol(web.RequestHandler):
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio allows it
         """Keep the connection open for answers to what has arrived as a whole."""
         request = self._current_request
-        if request is None and not self._messages:
+        if self._idle or (request is not None and not request.content.is_eof()):
             return False
-        if request is not None and not request.content.is_eof():
-            return False
+        self.half_closed = True
         self.close()
         return True
 
     def drain(self) -> None:
         """The daemon stops: go, unless a request is being answered."""
-        if self._current_request is None and not self._messages:
+        if self._idle:
             self.force_close()
         else:
             self.close()
@@ -201,7 +207,7 @@ class General(web.Server):
         """Cut the connections that are left."""
         for connection in self.connections:
             if connection.transport is not None:
-                connection.transport.abort()
+                cut_off(connection.transport)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         services = self._services
@@ -215,6 +221,8 @@ class General(web.Server):
             path, _, query = head.target.partition(b"?")
             peer = address_of(request.transport)
             message = Request(head.method, path, query, head.headers, body, "http", peer)
+            # aiohttp takes a chunked body's trailers for headers of the request behind it.
+            exchange.last = head.length == CHUNKED
             exchange.run(dispatch(message, services.context))
             del message, body, head  # an event stream must not keep them
             return await self._relay(exchange, request)
@@ -229,7 +237,9 @@ class General(web.Server):
         settings = self._services.settings
         head = Head()
         head.method = request.method
-        head.http_11 = request.version >= HttpVersion11
+        if request.version not in (HttpVersion10, HttpVersion11):
+            raise Refused(Code.HTTP_VERSION)
+        head.http_11 = request.version == HttpVersion11
         head.on_url(request.raw_path.encode("utf-8", "surrogateescape"))
         size = len(head.target)
         for name, value in request.raw_headers:
@@ -246,6 +256,9 @@ class General(web.Server):
         settings = self._services.settings
         content = request.content
         too_large = head.length > settings.body_bytes_max
+        protocol = request.protocol
+        if isinstance(protocol, Protocol) and protocol.half_closed and not content.is_eof():
+            raise Refused(Code.BAD_REQUEST)
         if head.expects_100 and not content.is_eof():
             if too_large:
                 raise Refused(Code.BODY_TOO_LARGE)
@@ -317,5 +330,5 @@ class General(web.Server):
 
     def _cut(self, request: web.BaseRequest) -> NoReturn:
         if request.transport is not None:
-            request.transport.abort()
+            cut_off(request.transport)
         raise ConnectionResetError

@@ -11,6 +11,8 @@ Left out: what an effect means to a request (`exchange`), and sockets (the lanes
 
 import asyncio
 import logging
+import socket
+import struct
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +39,7 @@ __all__ = [
     "Services",
     "Workers",
     "address_of",
+    "cut_off",
 ]
 
 WORKERS_MAX = 4
@@ -245,6 +248,15 @@ def address_of(transport: asyncio.BaseTransport | None) -> str:
     """Who is at the other end, for the log."""
     peer = transport.get_extra_info("peername") if transport is not None else None
     return f"{peer[0]}:{peer[1]}" if peer else ""
+
+
+def cut_off(transport: asyncio.Transport) -> None:
+    """Reset the connection: what was not sent yet is dropped, by the kernel too."""
+    connection = transport.get_extra_info("socket")
+    if connection is not None and not transport.is_closing():
+        linger_for_nothing = struct.pack("ii", 1, 0)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_for_nothing)
+    transport.abort()
 
 
 @dataclass(slots=True)

@@ -21,6 +21,7 @@ from storage.errors import FramingError
 _split = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _SPACE = re.compile(r"[ \t\n\r]*")
 _SPACE_BYTES = b" \t\n\r"
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},]')
 
 
 class Framing(enum.IntEnum):
@@ -58,8 +59,15 @@ def frame(framing: Framing, body: bytes) -> Framed:
 
 
 def message_lengths(data: bytes) -> list[int]:
-    """The lengths of the messages, commas included, in stored JSON payload of whole messages."""
-    return [len(message) + 1 for message in _split_array(b"[%b]" % data[:-1])]
+    """The lengths of the messages, commas included, in stored JSON payload of whole messages.
+
+    Raises `FramingError` if it is not that. What was accepted can always be told apart again: a
+    reader whose stack has no room for the nesting counts brackets instead.
+    """
+    try:
+        return [len(message) + 1 for message in _split_array(b"[%b]" % data[:-1])]
+    except FramingError:
+        return _count_brackets(data)
 
 
 def text_boundary(data: bytes) -> int:
@@ -97,6 +105,24 @@ def _split_array(array: bytes) -> list[bytes]:
         if rb"\u" not in array:
             raise FramingError(f"The body is not valid JSON: {error}.") from None
     return _split_slowly(array)
+
+
+def _count_brackets(data: bytes) -> list[int]:
+    """`message_lengths` without recursion: a comma outside all brackets ends a message."""
+    lengths = []
+    depth = start = 0
+    for token in _TOKEN.finditer(data):
+        match token[0][:1]:
+            case b"[" | b"{":
+                depth += 1
+            case b"]" | b"}":
+                depth -= 1
+            case b"," if not depth:
+                lengths.append(token.end() - start)
+                start = token.end()
+    if depth or start != len(data):
+        raise FramingError("The payload does not end with a message.")
+    return lengths
 
 
 def _refuse_constant(name: str) -> NoReturn:

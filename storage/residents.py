@@ -19,11 +19,15 @@ SWEEP_STREAMS = 5_000
 
 
 class Loaded(NamedTuple):
-    """What the index says about a path; `meta` is None when there is no stream."""
+    """What the index says about a path; `meta` is None when there is no stream.
+
+    `evicted` is `Residents.evicted` of before the index was asked.
+    """
 
     path: bytes
     stream_id: int
     meta: StreamMeta | None
+    evicted: int
 
 
 class TailCache:
@@ -52,6 +56,8 @@ class Residents:
         self._limits = limits
         self._streams: dict[bytes, Stream] = {}
         self._absent: dict[bytes, None] = {}
+        self.evicted = 0
+        """How many streams were forgotten: what was loaded before the last one may be outdated."""
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -97,6 +103,7 @@ class Residents:
             idle = now_ms - stream.used_ms >= self._limits.idle_ms
             if stream.deleted or idle or (crowded and not len(stream.runs)):
                 stream.runs.clear()
+                self.evicted += 1
             else:
                 self._streams[path] = stream
 

@@ -165,11 +165,19 @@ class Store:
 
     def load(self, path: bytes) -> Loaded:
         """Ask the index for the stream at a path. Any thread. Raises `CorruptData`."""
+        evicted = self._residents.evicted
         found = self._index.stream_at(path)
-        return Loaded(path, 0, None) if found is None else Loaded(path, *found)
+        stream_id, meta = (0, None) if found is None else found
+        return Loaded(path, stream_id, meta, evicted)
 
     def admit(self, loaded: Loaded) -> None:
-        """Take in what `load` found: look-ups of its path are answered from now on."""
+        """Take in what `load` found: look-ups of its path are answered from now on.
+
+        While it was on its way the stream may have been loaded otherwise, changed and evicted
+        again, so after any eviction the index is asked once more. Raises as `load` does.
+        """
+        if loaded.evicted != self._residents.evicted:
+            loaded = self.load(loaded.path)
         self._residents.admit(loaded, self.now_ms())
 
     def load_producer(self, stream: Stream, producer_id: bytes) -> tuple[int, int] | None:

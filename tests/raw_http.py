@@ -68,7 +68,7 @@ class RawClient:
         head = self.until(b"\r\n\r\n")
         status_line, *lines = head[:-4].decode("latin-1").split("\r\n")
         version, status, _ = status_line.split(" ", 2)
-        assert version in ("HTTP/1.1", "HTTP/1.0")
+        assert version.startswith("HTTP/")
         headers: dict[str, str] = {}
         for line in lines:
             name, _, value = line.partition(": ")

@@ -8,7 +8,10 @@ import pytest
 from test_core_driving import Driver
 
 from durable_streamsd.core.context import Options
+from durable_streamsd.core.effects import Durable
 from durable_streamsd.core.offsets import START_TOKEN, format_offset
+from storage.limits import Limits
+from storage.state import Kind, Outcome
 
 TEXT = {"Content-Type": "text/plain"}
 
@@ -170,6 +173,27 @@ def test_deleting(driver: Driver) -> None:
     assert driver.request("DELETE", b"a").effects == ["Durable"]
     assert driver.request("DELETE", b"a").status == 404
     assert driver.get(b"a").status == 404
+
+
+def test_a_stream_that_expires_while_it_is_deleted(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deletion that finds nothing more to delete is 404."""
+    driver.create(b"a")
+    monkeypatch.setattr(driver.store, "delete", lambda stream: Outcome(Kind.MISSING, stream))
+    assert driver.request("DELETE", b"a").code == "not-found"
+
+
+def test_creating_waits_for_room(tmp_path: Path) -> None:
+    """When the store is full of what is not yet written, a PUT waits for its turn."""
+    limits = Limits(reserve_bytes=4_096, zero_ahead_bytes=0, batch_records_max=1)
+    with Driver(tmp_path / "data", limits=limits) as driver:
+        driver.held = (Durable,)
+        first = driver.request("PUT", b"a")
+        second = driver.request("PUT", b"b")
+        assert second.effects[0] == "Room"
+        driver.store.commit()
+        assert first.advance().status == second.advance().status == 201
 
 
 def test_creating_is_like_appending_for_a_latched_store(driver: Driver) -> None:

@@ -24,7 +24,7 @@ from durable_streamsd.core.effects import (
 )
 from durable_streamsd.core.message import Frame, Request, Response
 from durable_streamsd.core.router import dispatch
-from storage.errors import CommitError
+from storage.errors import CommitError, StorageError
 from storage.limits import Limits
 from storage.store import Store
 
@@ -62,7 +62,7 @@ class Exchange:
                         self.waiting = effect
                         return self
                     result = self.driver.perform(self, effect)
-                except CommitError as failure:
+                except StorageError as failure:
                     error = failure
         except StopIteration as end:
             self.response = end.value
@@ -142,7 +142,7 @@ class Driver:
         return isinstance(effect, self.held)
 
     def perform(self, exchange: Exchange, effect: Effect[Any]) -> object:
-        """The effect's result. Raises the `CommitError` of a failed batch."""
+        """The effect's result. Raises what a failed batch or look-up raises."""
         match effect:
             case Durable():
                 failures: list[CommitError | None] = []
@@ -239,6 +239,31 @@ def test_nothing_is_answered_before_it_is_durable(driver: Driver) -> None:
     assert first.advance().status == closing.advance().status == 204
     assert repeated.advance().code == "config-conflict"
     assert driver.get(b"a").answer.body == b"x"
+
+
+def test_refusals_wait_for_what_they_rest_on(driver: Driver) -> None:
+    """A retry, and an append after a close, are not answered while the batch is open."""
+    driver.create(b"a")
+    driver.held = (Wake, Durable)
+    numbers = {"Producer_Id": "p", "Producer_Epoch": "0", "Producer_Seq": "0"}
+    exchanges = [driver.append(b"a", b"x", **numbers) for _ in range(2)]
+    exchanges += [driver.close_stream(b"a"), driver.append(b"a", b"y")]
+    assert all(isinstance(exchange.waiting, Durable) for exchange in exchanges)
+    driver.store.commit()
+    assert [exchange.advance().status for exchange in exchanges] == [200, 204, 204, 409]
+
+
+def test_a_deletion_under_way_is_waited_for(driver: Driver) -> None:
+    """A path whose stream is being deleted is 404 only once the deletion is durable."""
+    driver.create(b"a")
+    driver.held = (Wake, Durable)
+    deletion = driver.request("DELETE", b"a")
+    append = driver.append(b"a", b"x")
+    assert isinstance(append.waiting, Durable)
+    assert driver.get(b"a").status == 200
+    driver.store.commit()
+    assert deletion.advance().status == 204
+    assert append.advance().status == 404
 
 
 def test_an_abandoned_append_stays_accepted(driver: Driver) -> None:

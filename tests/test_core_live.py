@@ -131,6 +131,15 @@ def test_a_deleted_stream_ends_its_readers(driver: Driver) -> None:
     assert data_of(stream) == []
 
 
+def test_a_deleted_stream_is_not_read(driver: Driver) -> None:
+    """What was appended just before a deletion is gone with it."""
+    stream = driver.get(b"t", NOW + b"sse")
+    driver.append(b"t", b"def")
+    driver.request("DELETE", b"t")
+    assert stream.look_again().over
+    assert data_of(stream) == []
+
+
 @pytest.mark.parametrize("live", [b"long-poll", b"sse"])
 def test_live_readers_are_counted(driver: Driver, live: bytes) -> None:
     """A live read holds its stream while it lasts, however it ends."""
@@ -224,6 +233,15 @@ def test_event_stream_at_the_end(driver: Driver) -> None:
             "upToDate": True,
             "streamClosed": True,
         }
+
+
+def test_closing_ends_an_event_stream(driver: Driver) -> None:
+    """A close without data is told by a control event of its own."""
+    exchange = driver.get(b"t", NOW + b"sse")
+    driver.close_stream(b"t")
+    assert exchange.look_again().over
+    assert data_of(exchange) == []
+    assert ["streamClosed" in control for control in controls_of(exchange)] == [False, True]
 
 
 def test_readers_share_one_frame(driver: Driver) -> None:
@@ -324,7 +342,7 @@ def test_a_busy_stream_ends_after_an_event(driver: Driver) -> None:
 @pytest.mark.parametrize("lifetime_s", [0.0, 0.5])
 def test_no_event_stream_is_shorter_than_a_second(tmp_path: Path, lifetime_s: float) -> None:
     """Clients take very short connections for a broken server."""
-    with Driver(tmp_path / "data", Options(sse_lifetime_s=lifetime_s)) as driver:
+    with Driver(tmp_path / "data", Options(sse_lifetime_s=lifetime_s, sse_jitter_s=0)) as driver:
         driver.create(b"t")
         exchange = driver.get(b"t", NOW + b"sse")
         began_s = driver.time_s

@@ -74,9 +74,10 @@ def test_near_misses_are_refused(token: bytes) -> None:
 
 def test_offset_of_another_stream_is_told_apart() -> None:
     """A token with another root is refused, but the zero token fits everywhere."""
-    with pytest.raises(Problem) as caught:
-        Offset(3, 5).position_in(root=4, tail=100)
-    assert caught.value.code is Code.FOREIGN_OFFSET
+    for position in (0, 5):
+        with pytest.raises(Problem) as caught:
+            Offset(3, position).position_in(root=4, tail=100)
+        assert caught.value.code is Code.FOREIGN_OFFSET
     assert START.position_in(root=4, tail=0) == 0
 
 

@@ -8,6 +8,7 @@ from test_core_driving import Driver
 
 from durable_streamsd.core.context import Options
 from durable_streamsd.core.lines import common_block
+from storage.errors import CorruptData, IndexFailed, OutOfSpace, StorageError
 
 
 @pytest.fixture
@@ -115,6 +116,28 @@ def test_readiness(driver: Driver) -> None:
     assert driver.request("GET", b"/readyz").code == "not-ready"
     assert driver.request("GET", b"/healthz").status == 200
     driver.store.latched = False
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (IndexFailed("no space"), "index-unavailable"),
+        (CorruptData("index", 1, "bad page"), "corrupt-data"),
+        (OutOfSpace("full"), "out-of-space"),
+    ],
+)
+def test_look_ups_that_fail(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, error: StorageError, code: str
+) -> None:
+    """What goes wrong below is told by a code, without a word on files."""
+
+    def fail(_path: bytes) -> None:
+        raise error
+
+    monkeypatch.setattr(driver.store, "load", fail)
+    exchange = driver.get(b"unknown")
+    assert exchange.code == code
+    assert str(error).encode() not in (exchange.answer.body or b"")
 
 
 def test_cors_origin(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from durable_streamsd.core.sse import HEARTBEAT, control_event, data_event
+from durable_streamsd.core.sse import HEARTBEAT, control_event, data_event, sendable_bytes
 from storage.framing import Framing
 
 
@@ -55,10 +55,12 @@ def parse_events(stream: bytes) -> list[Event]:
 
 LINE_ENDS = st.sampled_from(["\r", "\n", "\r\n", "\n\n", "\r\r", "\x0b", "\u2028", "\x85"])
 TRAPS = st.sampled_from([" ", "  ", "data:", "event: control", ":", "\ufeff", "data: {}"])
-TEXTS = st.lists(st.one_of(LINE_ENDS, TRAPS, st.text(max_size=8)), min_size=1).map("".join)
+TEXTS = (
+    st.lists(st.one_of(LINE_ENDS, TRAPS, st.text(max_size=8)), min_size=1).map("".join).filter(bool)
+)
 
 
-@given(TEXTS.filter(bool))
+@given(TEXTS)
 def test_text_round_trip(text: str) -> None:
     """Text survives, spaces at line starts and final line ends too; line ends become LF."""
     encoded = data_event(Framing.TEXT, text.encode("utf-8", "surrogatepass"))
@@ -107,6 +109,39 @@ def test_format_is_what_clients_and_the_conformance_suite_match() -> None:
     assert control_event(b"0_1", 7, True, False) == (
         b'event: control\ndata:{"streamNextOffset":"0_1","streamCursor":"7","upToDate":true}\n\n'
     )
+
+
+@given(TEXTS, st.integers(4, 20))
+def test_events_of_any_size_make_up_the_text(text: str, limit: int) -> None:
+    """A text read piece by piece, each decoded by itself, is the text."""
+    encoded = text.encode("utf-8", "replace")
+    pieces, position = [], 0
+    while position < len(encoded):
+        chunk = encoded[position : position + limit]
+        size = sendable_bytes(chunk, up_to_date=position + limit >= len(encoded))
+        (event,) = parse_events(data_event(Framing.TEXT, chunk[:size]))
+        pieces.append(event.data)
+        position += size
+    assert "".join(pieces) == re.sub("\r\n|\r", "\n", encoded.decode())
+
+
+@pytest.mark.parametrize(
+    ("text", "up_to_date", "size"),
+    [
+        (b"a\r", False, 1),
+        (b"a\r", True, 2),
+        (b"\r", False, 1),
+        (b"a\xe2\x82", False, 1),
+        (b"a\xe2\x82", True, 1),
+        (b"\xe2\x82", True, 0),
+        (b"\xe2\x82", False, 2),
+        (b"a\r\xe2", False, 1),
+        (b"a\x82\x82\x82\x82", True, 5),
+    ],
+)
+def test_sendable_bytes(text: bytes, up_to_date: bool, size: int) -> None:
+    """Begun characters are held back, a CR only where more follows; not at the cost of progress."""
+    assert sendable_bytes(text, up_to_date) == size
 
 
 @pytest.mark.parametrize(

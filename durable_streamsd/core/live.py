@@ -32,10 +32,9 @@ from durable_streamsd.core.offsets import NOW, format_offset
 from durable_streamsd.core.problems import Code, Problem
 from durable_streamsd.core.query import Query
 from durable_streamsd.core.snapshot import begin_read, read_chunk
-from durable_streamsd.core.sse import HEARTBEAT, control_event, data_event
+from durable_streamsd.core.sse import HEARTBEAT, control_event, data_event, sendable_bytes
 from storage.errors import StorageError
-from storage.framing import Framing, text_boundary
-from storage.reading import Chunk
+from storage.framing import Framing
 from storage.state import Stream
 
 __all__ = ["follow", "long_poll"]
@@ -166,8 +165,9 @@ async def _push(stream: Stream, event: Event, cursor: int, ends_s: float, contex
 async def _read_event(stream: Stream, position: int, cursor: int, context: Context) -> Event:
     """The data from `position` and the control event that belongs to it, as one frame.
 
-    `sent` is where the next event continues, `seen` how far the stream was looked at: they differ
-    when a text ends within a character.
+    `sent` is where the next event continues, `seen` how far the stream was looked at. They differ
+    when a text ends within a character; its client is told that it is up to date all the same, as
+    there is nothing more to give it.
     """
     key = (stream.id, position, stream.durable_tail, stream.durable_closed, cursor)
     event = context.events.get(key)
@@ -175,7 +175,9 @@ async def _read_event(stream: Stream, position: int, cursor: int, context: Conte
         return event
     chunk = await read_chunk(context, stream, position, context.options.event_bytes_max)
     framing = stream.config.framing
-    data = _sendable_text(chunk) if framing is Framing.TEXT else chunk.data
+    data = chunk.data
+    if framing is Framing.TEXT and not chunk.closed:
+        data = data[: sendable_bytes(data, chunk.up_to_date)]
     sent = position + len(data)
     token = format_offset(stream.root, sent)
     encoded = control_event(token, cursor, chunk.up_to_date, chunk.closed)
@@ -184,23 +186,3 @@ async def _read_event(stream: Stream, position: int, cursor: int, context: Conte
     event = Event(Frame(encoded), sent, chunk.next, chunk.closed)
     context.events.keep(key, event, len(encoded))
     return event
-
-
-def _sendable_text(chunk: Chunk) -> bytes:
-    """What of a text goes into one event, whose end must not be a cut that the client can see.
-
-    Clients decode each event by itself, so the first bytes of a character at the tail are held
-    back until an append completes it or the stream is closed; clients are told that they are up to
-    date, as there is nothing more to give them. Where more data follows at once, a CR is left to
-    the LF that may come with it: apart they would count as two line ends.
-    """
-    data = chunk.data
-    if chunk.closed:
-        return data
-    whole = text_boundary(data)
-    if not chunk.up_to_date:
-        if data[:whole].endswith(b"\r"):
-            whole -= 1
-        if not whole:
-            return data
-    return data[:whole]

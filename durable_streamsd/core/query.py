@@ -41,13 +41,13 @@ def parse_query(raw: bytes) -> Query:
     values: dict[bytes, bytes] = {}
     for field in raw.split(b"&"):
         name, _, value = field.partition(b"=")
-        name = _decoded(name)
+        name = unquote_to_bytes(name)
         if name in values:
             if name == b"offset":
                 raise Problem(Code.BAD_OFFSET)
             if name == b"live":
                 raise Problem(Code.BAD_LIVE_MODE)
-        values[name] = _decoded(value)
+        values[name] = unquote_to_bytes(value)
     token = values.get(b"offset")
     offset = START if token is None else parse_offset(token)
     mode = values.get(b"live")
@@ -59,7 +59,3 @@ def parse_query(raw: bytes) -> Query:
         if token is None:
             raise Problem(Code.OFFSET_REQUIRED)
     return Query(offset, live, parse_cursor(values.get(b"cursor", b"")))
-
-
-def _decoded(text: bytes) -> bytes:
-    return unquote_to_bytes(text.replace(b"+", b" "))

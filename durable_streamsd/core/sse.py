@@ -15,9 +15,9 @@ from base64 import b64encode
 
 from durable_streamsd.core.bodies import body_of
 from durable_streamsd.core.message import Frame
-from storage.framing import Framing
+from storage.framing import Framing, text_boundary
 
-__all__ = ["HEARTBEAT", "control_event", "data_event"]
+__all__ = ["HEARTBEAT", "control_event", "data_event", "sendable_bytes"]
 
 HEARTBEAT = Frame(b": keep-alive\n\n")
 
@@ -32,6 +32,21 @@ def data_event(framing: Framing, data: bytes) -> bytes:
     # Every LF is now the end of a line, and the first line is treated like the others.
     lines = (b"\n" + text).replace(b"\n", b"\ndata:").replace(b"\ndata: ", b"\ndata:  ")
     return b"event: data%b\n\n" % lines
+
+
+def sendable_bytes(text: bytes, up_to_date: bool) -> int:
+    """How much of a text goes into one event, whose end must be no cut that a client can see.
+
+    Clients decode each event by itself, so the first bytes of a character are left to the event
+    that has the rest of it. Where more data follows at once, a CR is left to the LF that may come
+    with it. Without progress neither would end, so then all of it goes.
+    """
+    whole = text_boundary(text)
+    if up_to_date:
+        return whole
+    if text[:whole].endswith(b"\r"):
+        whole -= 1
+    return whole or len(text)
 
 
 def control_event(next_offset: bytes, cursor: int, up_to_date: bool, closed: bool) -> bytes:

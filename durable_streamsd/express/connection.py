@@ -30,7 +30,7 @@ from durable_streamsd.core.router import dispatch
 from durable_streamsd.exchange import Exchange
 from durable_streamsd.express.body import Body, body_of
 from durable_streamsd.express.head import Head, Refused, parse_head
-from durable_streamsd.services import address_of
+from durable_streamsd.services import address_of, cut_off
 
 if TYPE_CHECKING:
     from durable_streamsd.express.lane import Lane
@@ -344,7 +344,7 @@ class Connection(Exchange, asyncio.Protocol):
 
     def abort(self) -> None:
         self._phase = CLOSED
-        self._transport.abort()
+        cut_off(self._transport)
 
     def _answered(self, keep: bool) -> None:
         """An answer was handed to the transport as a whole."""
@@ -356,7 +356,7 @@ class Connection(Exchange, asyncio.Protocol):
         self._phase = HEAD
         lane = self._lane
         self.services.wheel.arm(self, lane.write_ticks if self._writing_paused else lane.idle_ticks)
-        if not self._pumping and (self._buffer or self._eof):
+        if not self._pumping and (self._buffer or self._eof or self._reading_paused):
             self._pump()
 
     def _refuse(self, code: Code) -> None:
