@@ -159,11 +159,12 @@ class Protocol(web.RequestHandler):
         return True
 
     def drain(self) -> None:
-        """The daemon stops: go, unless a request is being answered."""
+        """The daemon stops: go, unless a request is being received or answered.
+
+        (That one's answer says that it is the last. `close` would drop the rest of its body.)
+        """
         if self._idle:
             self.force_close()
-        else:
-            self.close()
 
     def handle_error(
         self,
@@ -301,6 +302,8 @@ class General(web.Server):
         if item is _ABORTED:
             self._cut(request)
         await self._in_time(stream.write_eof(), request)
+        if self._services.context.draining:
+            stream.force_close()
         return stream
 
     async def _send(

@@ -259,6 +259,13 @@ class Index:
                     paths.append(meta.path)
         return paths
 
+    def copy(self, destination: Path) -> None:
+        """Write a compact copy, as of now, into an empty folder. Raises `IndexFailed`."""
+        try:
+            self._env.copy(str(destination), compact=True)
+        except lmdb.Error as error:
+            raise IndexFailed(f"{destination}: {error}") from error
+
     def streams(self) -> Iterator[tuple[int, StreamMeta]]:
         """All streams in order of their ids (for offline tools: holds one read transaction)."""
         with self._look() as txn, txn.cursor(db=self._tables["streams"]) as cursor:

@@ -119,6 +119,8 @@ def select(snapshot: Snapshot, runs: Sequence[Run | RunPlace]) -> list[Piece]:
     expected = runs[0].start
     ends_message = True
     for run in runs:
+        if pieces and wanted <= 0:
+            break  # What the index was asked for ends here; memory may go on much further.
         if run.start != expected:
             raise CorruptData("index/data.mdb, table runs", 0, "the index lacks a run: run reindex")
         if len(run.blocks) == BLOCK.size:

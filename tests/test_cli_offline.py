@@ -179,3 +179,27 @@ def test_the_daemon_refuses_a_damaged_log_unchanged(data_dir: Path) -> None:
     assert result.returncode == 1
     assert f"{segment.name}, position " in result.stderr
     assert digest(data_dir) == before
+
+
+def test_a_backup_opens_verifies_and_restores(data_dir: Path, tmp_path: Path) -> None:
+    """A backup of a closed directory is sound, and restoring it gives the same log."""
+    copy, back = tmp_path / "copy", tmp_path / "back"
+    assert run("backup", "--data-dir", data_dir, "--to", copy).returncode == 0
+    assert run("verify", "--data-dir", copy).returncode == 0
+    assert run("restore", "--from", copy, "--data-dir", back).returncode == 0
+    assert digest(back / "segments") == digest(data_dir / "segments")
+
+
+def test_backup_and_restore_refuse_to_overwrite(data_dir: Path, tmp_path: Path) -> None:
+    """Neither command writes into a directory that has something in it."""
+    occupied = tmp_path / "occupied"
+    occupied.mkdir()
+    (occupied / "thesis.txt").write_text("years of work")
+    for arguments in (
+        ("backup", "--data-dir", data_dir, "--to", occupied),
+        ("restore", "--from", data_dir, "--data-dir", occupied),
+    ):
+        result = run(*arguments)
+        assert result.returncode == 1
+        assert "not an empty directory" in result.stderr
+    assert [path.name for path in occupied.iterdir()] == ["thesis.txt"]

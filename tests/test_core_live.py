@@ -179,6 +179,13 @@ def test_a_kept_answer_is_not_handed_out_after_a_change(driver: Driver) -> None:
     assert private.fields["Cache-Control"].startswith("private")
 
 
+def test_shared_answers_are_let_go(driver: Driver) -> None:
+    """A second later nothing is kept any more, and the next reader encodes anew."""
+    first = driver.get(b"t", START + b"long-poll").answer
+    driver.context.tick()
+    assert driver.get(b"t", START + b"long-poll").answer is not first
+
+
 # Event streams
 
 

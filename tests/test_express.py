@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from raw_http import encode
 
 from durable_streamsd.config import Settings
 from durable_streamsd.core.effects import Offload
@@ -25,7 +26,6 @@ from durable_streamsd.express.connection import Connection
 from durable_streamsd.express.head import CHUNKED, Head, Refused, parse_head
 from durable_streamsd.express.lane import Lane
 from storage.store import Store
-from tests.raw_http import encode
 
 TEXT = "Content-Type: text/plain"
 PATH = "/v1/stream/test"

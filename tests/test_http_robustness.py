@@ -11,9 +11,8 @@ import random
 from collections.abc import Iterator
 
 import pytest
-
-from tests.daemon import Daemon
-from tests.raw_http import Answer, Closed, RawClient, encode
+from daemon import Daemon
+from raw_http import Answer, Closed, RawClient, encode
 
 BODY_BYTES_MAX = 100_000
 DISCARD_BYTES_MAX = 1_000_000

@@ -34,6 +34,8 @@ DAEMON_COMMANDS = {
     "serve": _Command("server", "Start the daemon on a data directory."),
     "verify": _Command("offline", "Check a data directory for damage."),
     "dump": _Command("offline", "Print the records of a data directory."),
+    "backup": _Command("offline", "Copy a data directory, also while a daemon is using it."),
+    "restore": _Command("offline", "Make a data directory of a backup."),
     "reindex": _Command("offline", "Rebuild the index of a data directory from its log."),
 }
 COMMANDS = DAEMON_COMMANDS | CLIENT_COMMANDS

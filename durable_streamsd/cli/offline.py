@@ -1,4 +1,4 @@
-"""Commands that work on a closed data directory: `verify`, `dump`, `reindex`.
+"""Commands that work on data directories: `verify`, `dump`, `reindex`, `backup`, `restore`.
 
 Progress goes to standard error when that is a terminal; results go to standard output.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from storage.backup import backup as copy_directory
 from storage.directory import DataDirectory
 from storage.dump import dump as dump_log
 from storage.errors import DirectoryLocked, StorageError
@@ -147,3 +148,71 @@ def reindex(data_dir: Path) -> None:
         recovered = rebuild(data_dir, progress)
     line.end()
     click.echo(f"indexed {recovered.records} records, up to batch {recovered.end.sequence}")
+
+
+@click.command(
+    epilog="""\b
+Example:
+  durable-streamsd backup --data-dir /var/lib/durable-streamsd --to /backups/monday
+"""
+)
+@click.option(
+    "--data-dir",
+    metavar="DIRECTORY",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The data directory; a daemon may be using it.",
+)
+@click.option(
+    "--to",
+    "destination",
+    metavar="DIRECTORY",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Where the copy goes: a directory that does not exist yet, or is empty.",
+)
+def backup(data_dir: Path, destination: Path) -> None:
+    """Copy a data directory, also while a daemon is using it.
+
+    The copy is the store at one moment, across all streams, with their producers' state; everything
+    acknowledged before the command began is in it. It is a data directory itself: `verify` checks
+    it, a daemon can open it. An interrupted backup is not one, and does not open.
+    """
+    _copy(data_dir, destination, "backing up")
+
+
+@click.command(
+    epilog="""\b
+Example:
+  durable-streamsd restore --from /backups/monday --data-dir /var/lib/durable-streamsd
+"""
+)
+@click.option(
+    "--from",
+    "source",
+    metavar="DIRECTORY",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The backup.",
+)
+@click.option(
+    "--data-dir",
+    metavar="DIRECTORY",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="What to make of it: a directory that does not exist yet, or is empty.",
+)
+def restore(source: Path, data_dir: Path) -> None:
+    """Make a data directory of a backup.
+
+    Refuses to overwrite anything.
+    """
+    _copy(source, data_dir, "restoring")
+
+
+def _copy(source: Path, destination: Path, label: str) -> None:
+    line = ProgressLine(label)
+    with _failures():
+        made = copy_directory(source, destination, line)
+    line.end()
+    click.echo(f"copied {made.log_bytes} bytes of log, up to batch {made.sequence}")

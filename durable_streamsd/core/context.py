@@ -50,10 +50,17 @@ class Context:
         self.monotonic_s = monotonic_s
         self.draining = False
         self.common = common_block(self.options.cors_origin)
+        url = self.options.public_url
+        self.base_url = None if url is None else url.rstrip("/").encode("ascii")
         self.random = random.Random(seed)
         self.cursor_salt = self.random.getrandbits(64)
         self.long_polls: SharedAnswers[SharedResponse] = SharedAnswers()
         self.events: SharedAnswers[Event] = SharedAnswers()
+
+    def tick(self) -> None:
+        """Give the memory of shared answers back; called once a second."""
+        self.long_polls.clear()
+        self.events.clear()
 
     def problem(self, code: Code) -> Response:
         """An error answer for what a lane found before there was a request to dispatch."""

@@ -83,9 +83,8 @@ async def _decide(path: bytes, config: StreamConfig, request: Request, context: 
 def _location(request: Request, path: bytes, context: Context) -> bytes:
     """`Location`: absolute, from the configured URL or from `Host`; a path for HTTP/1.0."""
     target = STREAM_ROOT + quote_path(path)
-    if context.options.public_url is not None:
-        base = context.options.public_url.rstrip("/").encode("ascii")
-    else:
+    base = context.base_url
+    if base is None:
         host = request.headers.get(b"host")
         if host is None:
             base = b""

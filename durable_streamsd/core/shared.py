@@ -42,6 +42,6 @@ class SharedAnswers(Generic[T]):
             self._bytes -= dropped_bytes
 
     def clear(self) -> None:
-        """Forget all; the daemon does so when it has been idle, to give the memory back."""
+        """Forget all."""
         self._entries.clear()
         self._bytes = 0

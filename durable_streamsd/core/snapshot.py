@@ -4,16 +4,21 @@ A `Chunk` is one snapshot: its bytes, next offset, up-to-date and closed belong 
 handler combines them with anything it looked up before or after.
 """
 
+import logging
 from typing import Literal
 
 from durable_streamsd.core.context import Context
 from durable_streamsd.core.effects import Offload
 from durable_streamsd.core.lookup import look_up
 from durable_streamsd.core.offsets import NOW, Offset, Sentinel
+from durable_streamsd.core.problems import Code, Problem
+from storage.errors import CorruptData
 from storage.reading import Chunk, ColdRead
 from storage.state import Stream
 
 __all__ = ["begin_read", "read_chunk"]
+
+log = logging.getLogger(__name__)
 
 
 async def begin_read(
@@ -34,8 +39,17 @@ async def begin_read(
 
 
 async def read_chunk(context: Context, stream: Stream, position: int, bytes_max: int) -> Chunk:
-    """Durable data from `position`, read in a worker thread when it is not in memory."""
+    """Durable data from `position`, read in a worker thread when it is not in memory.
+
+    Raises `Problem` when the stream was deleted while its bytes were looked for.
+    """
     found = context.store.read(stream, position, bytes_max)
-    if isinstance(found, ColdRead):
+    if not isinstance(found, ColdRead):
+        return found
+    try:
         return await Offload(found.run)
-    return found
+    except CorruptData as error:
+        if stream.gone:
+            raise Problem(Code.NOT_FOUND) from None
+        log.error("damaged data: %s; run verify", error)
+        raise

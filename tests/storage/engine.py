@@ -144,6 +144,13 @@ def append(
         store.admit_producer(stream, producer.id, store.load_producer(stream, producer.id))
 
 
+def producer(store: Store, stream: Stream, identity: bytes) -> tuple[int, int] | None:
+    """A producer's epoch and seq in accepted state, from memory or from the index."""
+    if stream.producers_complete or identity in stream.producers:
+        return stream.producers.get(identity)
+    return store.load_producer(stream, identity)
+
+
 def delete(store: Store, path: bytes) -> Outcome:
     """Delete the stream at a path."""
     return store.delete(present(store, path))

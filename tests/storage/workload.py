@@ -1,0 +1,297 @@
+"""A mixed workload whose every byte is known, and the checks that a reopened store has to pass.
+
+Each append carries a mark that says which it is: its place in its stream, and its producer's tuple.
+The checks are named after the guarantee they look at. `Workload.states[n]` is what a store holds
+when n batches are durable; a batch has one number for ever, so a store tells which it should be.
+"""
+
+import random
+import re
+import shutil
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import engine
+from engine import BYTES, JSON, START_MS, TEXT, ManualStore
+
+from storage.errors import CommitError
+from storage.index import TABLES, Index
+from storage.indexer import Indexer
+from storage.record import Producer
+from storage.state import Kind
+from storage.store import Store
+
+PATHS = [b"orders", b"orders/eu", b"chat/1", b"chat/2", b"log", b"once"]
+MARK = re.compile(rb"<(\d+)(?: (\w+):(\d+):(\d+))?>")
+
+
+@dataclass
+class Expected:
+    """One stream as it has to be."""
+
+    stream_id: int
+    content_type: str
+    ttl_s: int | None
+    data: bytes = b""
+    appends: int = 0
+    closed: bool = False
+    closer: Producer | None = None
+    stream_seq: bytes | None = None
+    producers: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+    used_ms: int = START_MS
+
+    def copy(self) -> "Expected":
+        """A copy that does not change with this one."""
+        return replace(self, producers=dict(self.producers))
+
+
+State = dict[bytes, Expected]
+
+
+def copy_of(state: State) -> State:
+    """A copy of everything."""
+    return {path: stream.copy() for path, stream in state.items()}
+
+
+class Workload:
+    """Drives a store, and knows what it must hold after each batch."""
+
+    def __init__(self, store: ManualStore, seed: int) -> None:
+        self.store = store
+        self.chance = random.Random(seed)
+        self.accepted: State = {}
+        self.states: list[State] = [{}]
+        self.acknowledged = 0
+        self.in_flight = False
+        self.stream_ids_max = 0
+
+    def turn(self) -> CommitError | None:
+        """Some changes, and a commit; sometimes the index gets further, or the store ticks."""
+        chance = self.chance
+        for _ in range(chance.randint(1, 6)):
+            self.change()
+        error = self.commit()
+        if error is None:
+            if chance.random() < 0.4:
+                engine_store = self.store
+                if engine_store._indexed_sequence < engine_store._durable_sequence:
+                    engine_store.index_step()
+            if chance.random() < 0.3:
+                self.store.tick(self.store.now_ms())
+        self.store.clock_ms += chance.randint(0, 1_500)
+        return error
+
+    def change(self) -> None:
+        """One change of some stream. Raises `CommitError` when the store takes none."""
+        path = self.chance.choice(PATHS)
+        stream = self.accepted.get(path)
+        if stream is None:
+            self.create(path)
+        elif self.chance.random() < (0.4 if stream.closed else 0.08):
+            self.delete(path)
+        elif self.chance.random() < 0.1:
+            self.touch(path)
+        else:
+            self.append(path, stream)
+
+    def create(self, path: bytes) -> None:
+        """Create a stream, sometimes with content."""
+        content_type = self.chance.choice([BYTES, TEXT, JSON])
+        ttl_s = self.chance.choice([None, None, 1_000])
+        stream = Expected(0, content_type, ttl_s, used_ms=self.store.now_ms())
+        body = self.body(stream, None) if self.chance.random() < 0.5 else b""
+        outcome = engine.create(self.store, path, content_type, ttl_s=ttl_s, body=body)
+        assert outcome.kind is Kind.CREATED
+        assert outcome.stream is not None
+        stream.stream_id = outcome.stream.id
+        self.accepted[path] = stream
+
+    def body(self, stream: Expected, producer: Producer | None) -> bytes:
+        """The next append's body, marked; its payload is added to what is expected."""
+        mark = b"<%d" % stream.appends
+        if producer is not None:
+            mark += b" %b:%d:%d" % producer
+        stream.appends += 1
+        filler = b"." * self.chance.choice([0, 5, 60, 400, 1_300])
+        if stream.content_type != JSON:
+            body = mark + b">" + filler
+            stream.data += body
+            return body
+        messages = [b'"%b>%b"' % (mark, filler)]
+        messages += [b'{"n":%d}' % number for number in range(self.chance.randint(0, 3))]
+        stream.data += b"".join(message + b"," for message in messages)
+        return b"[" + b", ".join(messages) + b"]"
+
+    def append(self, path: bytes, stream: Expected) -> None:
+        """Append or retry, by a producer or not, with Stream-Seq or not, closing or not."""
+        chance = self.chance
+        producer = None
+        if chance.random() < 0.5:
+            identity = chance.choice([b"p", b"q"])
+            epoch, seq = stream.producers.get(identity, (0, -1))
+            if seq >= 0 and chance.random() < 0.2:
+                retry = Producer(identity, epoch, seq)
+                outcome = engine.append(self.store, path, b"1", producer=retry)
+                closing = stream.closed and stream.closer != retry
+                assert outcome.kind is (Kind.CLOSED if closing else Kind.DUPLICATE)
+                return
+            new_epoch = chance.random() < 0.1
+            producer = Producer(identity, epoch + 1, 0) if new_epoch else None
+            producer = producer or Producer(identity, epoch, seq + 1)
+        if stream.closed:
+            outcome = engine.append(self.store, path, b"1", producer=producer)
+            assert outcome.kind is Kind.CLOSED
+            return
+        stream_seq = None
+        if chance.random() < 0.3:
+            stream_seq = b"%06d" % (int(stream.stream_seq or b"0") + 1)
+        close = chance.random() < 0.08
+        before = stream.copy()
+        body = b"" if close and chance.random() < 0.5 else self.body(stream, producer)
+        try:
+            outcome = engine.append(
+                self.store, path, body, producer=producer, stream_seq=stream_seq, close=close
+            )
+        except CommitError:
+            self.accepted[path] = before
+            raise
+        assert outcome.kind is Kind.APPENDED
+        if producer is not None:
+            stream.producers[producer.id] = producer[1:]
+        stream.stream_seq = stream_seq or stream.stream_seq
+        stream.closed = close
+        stream.closer = producer if close else None
+        stream.used_ms = self.store.now_ms()
+
+    def delete(self, path: bytes) -> None:
+        """Delete a stream."""
+        assert engine.delete(self.store, path).kind is Kind.DELETED
+        del self.accepted[path]
+
+    def touch(self, path: bytes) -> None:
+        """Begin a read."""
+        stream = engine.visible(self.store, path)
+        if stream is not None and not stream.deleted:
+            self.store.touch(stream)
+            if stream.id == self.accepted[path].stream_id:
+                self.accepted[path].used_ms = self.store.now_ms()
+
+    def commit(self) -> CommitError | None:
+        """Commit, and note what that makes true."""
+        before = self.store._durable_sequence
+        if not self.store._open.records:
+            return None
+        self.states[before + 1 :] = [copy_of(self.accepted)]
+        self.in_flight = True
+        error = self.store.commit()
+        if error is None:
+            assert self.store._durable_sequence == before + 1
+            self.acknowledged = before + 1
+            ids = [stream.stream_id for stream in self.accepted.values()]
+            self.stream_ids_max = max([self.stream_ids_max, *ids])
+        else:
+            self.accepted = copy_of(self.states[before])
+        self.in_flight = False
+        return error
+
+
+# What a reopened store is held to
+
+
+def check_store(store: ManualStore, state: State) -> None:
+    """All guarantees about content, for a store that holds exactly `state`."""
+    acknowledged_is_present(store, state)
+    deleted_stays_deleted(store, state)
+    for path, expected in state.items():
+        content = engine.content(store, path, limit_bytes=700)
+        bytes_identical(content, expected)
+        exactly_once(content, expected)
+        in_order(content)
+        closed_stays_closed(store, path, expected)
+        producer_state_agrees_with_data(store, path, expected, content)
+        never_expires_early(store, path, expected)
+
+
+def acknowledged_is_present(store: Store, state: State) -> None:
+    """Every stream that was acknowledged is there, with all it was told to hold."""
+    for path, expected in state.items():
+        stream = engine.visible(store, path)
+        assert stream is not None, f"{path!r} is lost"
+        assert stream.id == expected.stream_id, "another incarnation is there"
+        assert stream.durable_tail >= len(expected.data), f"{path!r} lost its end"
+        assert stream.config.content_type == expected.content_type
+
+
+def deleted_stays_deleted(store: Store, state: State) -> None:
+    """What was deleted, or never acknowledged as created, is not there, in neither view."""
+    for path in PATHS:
+        if path not in state:
+            assert engine.visible(store, path) is None
+            assert engine.find(store, path) is None
+
+
+def bytes_identical(content: bytes, expected: Expected) -> None:
+    """A stream's content is what was sent, to the byte."""
+    assert content == expected.data
+
+
+def exactly_once(content: bytes, expected: Expected) -> None:
+    """No append is there twice, and none that was acknowledged is missing."""
+    numbers = [int(mark[1]) for mark in MARK.finditer(content)]
+    assert len(set(numbers)) == len(numbers) == expected.appends
+
+
+def in_order(content: bytes) -> None:
+    """Appends are in the order in which they were accepted."""
+    numbers = [int(mark[1]) for mark in MARK.finditer(content)]
+    assert numbers == sorted(numbers)
+
+
+def closed_stays_closed(store: Store, path: bytes, expected: Expected) -> None:
+    """Closure survives with the tuple that closed, and an open stream is open."""
+    stream = engine.seen(store, path)
+    assert stream.durable_closed == stream.closed == expected.closed
+    assert stream.closer == expected.closer
+
+
+def producer_state_agrees_with_data(
+    store: Store, path: bytes, expected: Expected, content: bytes
+) -> None:
+    """Each producer's state is the tuple of its last append that is in the data."""
+    stream = engine.seen(store, path)
+    assert stream.stream_seq == expected.stream_seq
+    in_data: dict[bytes, tuple[int, int]] = {}
+    for mark in MARK.finditer(content):
+        if mark[2]:
+            in_data[mark[2]] = (int(mark[3]), int(mark[4]))
+    for identity in (b"p", b"q"):
+        known = engine.producer(store, stream, identity)
+        assert known == expected.producers.get(identity)
+        closer = expected.closer
+        if closer is not None and closer.id == identity and known == closer[1:]:
+            continue  # A close without data leaves no mark.
+        assert known == in_data.get(identity)
+
+
+def never_expires_early(store: Store, path: bytes, expected: Expected) -> None:
+    """A deadline is never before the last durable access and the stream's TTL."""
+    stream = engine.seen(store, path)
+    if expected.ttl_s is not None:
+        assert stream.deadline_ms is not None
+        assert stream.deadline_ms >= expected.used_ms + expected.ttl_s * 1_000
+
+
+def index_agrees_with_log(store: Store, scratch: Path) -> None:
+    """An index that is built from the segments alone is the one that recovery left."""
+    scratch.mkdir()
+    end = store._log.end
+    rebuilt = Index(scratch, writable=True)
+    indexer = Indexer(store.directory.segments, rebuilt)
+    while end.sequence and indexer.step(end, 3).sequence < end.sequence:
+        pass
+    for table in TABLES:
+        if table != "state":
+            found = list(store._index.entries(table))
+            assert found == list(rebuilt.entries(table)), f"table {table} differs from the log"
+    rebuilt.close()
+    shutil.rmtree(scratch)
