@@ -131,7 +131,10 @@ class Committer:
         self._hub.wake(finished.woken)
         for batch in finished.batches:
             for waiter in batch.waiters:
-                waiter(error)
+                try:
+                    waiter(error)
+                except Exception:
+                    log.exception("a waiter failed when it was told about its batch")
             batch.waiters.clear()  # a batch outlives its answers, connections must not
         self._on_settled()
         self.kick()

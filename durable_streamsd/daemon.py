@@ -74,20 +74,20 @@ def run(settings: Settings, on_listening: Callable[[str], None] | None = None) -
         tail_cache_bytes_max=settings.tail_cache_bytes_max,
     )
     try:
+        store = Store.open(Path(settings.data_dir), limits)
+    except OpenError as error:
+        print(f"durable-streamsd: {error}", file=sys.stderr)
+        return EXIT_LOCKED if isinstance(error, DirectoryLocked) else EXIT_FAILED
+    try:
         listener = _listen(settings)
     except OSError as error:
+        store.close()
         where = f"{settings.host} port {settings.port}"
         print(f"durable-streamsd: cannot listen on {where}: {error.strerror}", file=sys.stderr)
         return EXIT_FAILED
-    with listener:
-        try:
-            store = Store.open(Path(settings.data_dir), limits)
-        except OpenError as error:
-            print(f"durable-streamsd: {error}", file=sys.stderr)
-            return EXIT_LOCKED if isinstance(error, DirectoryLocked) else EXIT_FAILED
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            daemon = Daemon(_within_file_limit(settings), store)
-            return runner.run(daemon.serve(listener, on_listening))
+    with listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        daemon = Daemon(_within_file_limit(settings), store)
+        return runner.run(daemon.serve(listener, on_listening))
 
 
 class Daemon:
@@ -140,9 +140,9 @@ class Daemon:
         """What is done once a second."""
         self._ticker = asyncio.get_running_loop().call_later(TICK_S, self._tick)
         self._services.clock.tick()
-        self._store.tick(self._store.now_ms())
-        self._services.committer.kick()  # expired streams are records, too
+        self._services.committer.kick()  # for what the store's tick finds: expiries are records
         self._room_made()
+        self._store.tick(self._store.now_ms())  # last: it may meet a damaged index
 
     def _room_made(self) -> None:
         """A batch was settled or the index got further: there may be room for more."""

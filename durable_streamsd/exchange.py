@@ -9,7 +9,7 @@ on the loop's thread.
 Invariants:
 - one effect is pending at a time, and `_coroutine` is None as soon as the handler has ended or was
   cancelled: whatever comes back late (a thread's result, a batch's outcome) then falls on deaf ears
-- `resume` and `fail` never raise: they are called from loops over many waiters
+- an error in a handler, or in a sink, ends this exchange and goes no further
 - a handler that ends before its stream started was told nothing about; one that ends after it in
   any way but its own has its connection cut, so that no client takes the end for a regular one
 

@@ -8,6 +8,7 @@ of the next commit registers again.
 Invariants:
 - a waiter is in at most one group; `waiter.group` is that group, or None
 - a group in `_groups` is never empty
+- a waiter that fails keeps no other from being woken
 - one turn of the loop wakes at most `WAKES_PER_TURN_MAX` waiters, so that a stream with a hundred
   thousand readers delays nobody else for long; the rest follow in the next turns, before the loop
   sleeps
@@ -17,6 +18,7 @@ Bounded by the connections: each parks at most one request, so there are never m
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Iterable
 from typing import Protocol
@@ -27,6 +29,8 @@ __all__ = ["WAKES_PER_TURN_MAX", "Group", "Hub", "Waiter"]
 
 WAKES_PER_TURN_MAX = 1_000
 
+log = logging.getLogger(__name__)
+
 
 class Waiter(Protocol):
     """What the hub asks of those who wait."""
@@ -34,7 +38,7 @@ class Waiter(Protocol):
     group: "Group | None"
 
     def woken(self) -> None:
-        """News; the waiter has left the hub. Must not raise."""
+        """News; the waiter has left the hub."""
 
 
 class Group:
@@ -101,7 +105,10 @@ class Hub:
                 left -= 1
                 waiter = waiters.pop()
                 waiter.group = None
-                waiter.woken()
+                try:
+                    waiter.woken()
+                except Exception:
+                    log.exception("a waiter failed when it was woken")
             if waiters:
                 self._loop.call_soon(self._turn)
                 return

@@ -177,6 +177,7 @@ class Allowance:
 
     def __init__(self, bytes_max: int) -> None:
         self._left = bytes_max
+        self._granting = False
         self._queue: OrderedDict[Claimant, int] = OrderedDict()
 
     def take(self, size: int, claimant: Claimant) -> bool:
@@ -194,13 +195,19 @@ class Allowance:
     def give_back(self, size: int) -> None:
         """Return a share that was taken."""
         self._left += size
-        while self._queue:
-            claimant, wanted = next(iter(self._queue.items()))
-            if wanted > self._left:
-                return
-            del self._queue[claimant]
-            self._left -= wanted
-            claimant.granted()
+        if self._granting:
+            return  # who was granted a share is done with it already; the loop below goes on
+        self._granting = True
+        try:
+            while self._queue:
+                claimant, wanted = next(iter(self._queue.items()))
+                if wanted > self._left:
+                    return
+                del self._queue[claimant]
+                self._left -= wanted
+                claimant.granted()
+        finally:
+            self._granting = False
 
 
 class Clock:

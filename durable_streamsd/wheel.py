@@ -7,7 +7,8 @@ moves to a later bucket. So moving a deadline later, which is what nearly every 
 stores one integer.
 
 Invariants:
-- nothing fires early; it fires at most two ticks late (and later only when the loop is busy)
+- by the loop's clock nothing fires early, and nothing more than two ticks late; a loop that is held
+  up in one turn for longer than a tick may be wrong by as much
 - `slot` is the bucket's tick, 0 when in none; `slot <= deadline` unless in none
 - the loop's timer runs only while some bucket is filled: an idle daemon is not woken
 

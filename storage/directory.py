@@ -143,6 +143,7 @@ def _initialise(path: Path, disk: Disk) -> None:
             f"{path}: the directory is not empty and has no {FORMAT_FILE} file; "
             "give an empty one, or one that durable-streamsd made"
         )
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
     disk.make_directory(path)
     disk.make_directory(path / "segments")
     disk.make_directory(path / "index")
@@ -156,7 +157,8 @@ def _initialise(path: Path, disk: Disk) -> None:
         os.close(fd)
     disk.replace(unfinished, path / FORMAT_FILE)
     disk.sync_directory(path)
-    disk.sync_directory(path.parent)
+    for folder in made or [path]:
+        disk.sync_directory(folder.parent)
 
 
 def _half_made(path: Path) -> bool:

@@ -15,6 +15,11 @@ from storage.record import Record, RecordType
 from storage.scan import FIRST_BATCH_POSITION, BatchView
 from storage.segment import SegmentFile, list_segments
 
+INDEXED_TYPES = frozenset(
+    {RecordType.APPEND, RecordType.CREATE, RecordType.DELETE, RecordType.TOUCH}
+)
+"""What this release can follow; the other types are for later ones."""
+
 
 class Change:
     """What a step found out about one stream."""
@@ -86,7 +91,7 @@ class Step:
                 next_stream_id = max(next_stream_id, record.stream_id + 1)
             elif record.type is RecordType.DELETE:
                 self._change(segment, batch, record.stream_id).deleted = True
-            elif record.type not in (RecordType.APPEND, RecordType.TOUCH):
+            elif record.type not in INDEXED_TYPES:
                 raise CorruptData(
                     segment.name,
                     batch.position,

@@ -10,6 +10,7 @@ ends it stops; when it dies it is started again, and goes on where the index say
 Run as `python -m storage.indexer_process DIRECTORY STEP_RECORDS`.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -74,7 +75,8 @@ class IndexerProcess:
         self._stopping = True
         child = self._child
         if child is not None and child.stdin is not None:
-            child.stdin.close()
+            with contextlib.suppress(OSError):
+                child.stdin.close()  # It may have died with a target unread.
             try:
                 child.wait(STOP_WAIT_S)
             except subprocess.TimeoutExpired:

@@ -160,7 +160,9 @@ class Log:
                 path = segment_path(self._directory, header.segment_id)
                 self._ahead.start_file(path, HEADER_BYTES, self._segment_bytes)
         except OSError as error:
-            if error.errno not in NO_SPACE:
+            # A segment that has its name voids what would be written to its predecessor now.
+            named = segment_path(self._directory, header.segment_id).exists()
+            if error.errno not in NO_SPACE or named:
                 raise Latched(f"creating a segment failed: {error.strerror}") from error
             raise OutOfSpace(f"the disk is full: {error.strerror}") from error
 

@@ -155,7 +155,8 @@ def _select_blocks(
     size = skip = 0
     ended = True
     full = False
-    for number, (coded, _) in enumerate(BLOCK.iter_unpack(run.blocks)):
+    table = [coded for coded, _ in BLOCK.iter_unpack(run.blocks)]
+    for number, coded in enumerate(table):
         length = coded & LENGTH_MASK
         if at + length > snapshot.offset:
             if first < 0:
@@ -163,9 +164,11 @@ def _select_blocks(
                     raise OffsetError("The offset lies inside a message.")
                 first, start, skip = number, at, max(snapshot.offset - at, 0)
                 size = -skip
-            if (have_any or last >= 0) and size + length > wanted and (ended or not whole):
-                full = True
-                break
+            if (have_any or last >= 0) and (ended or not whole):
+                needed = _message_bytes(table, number) if whole else length
+                if size + needed > wanted:
+                    full = True
+                    break
             last = number
             size += length
         at += length
@@ -174,6 +177,16 @@ def _select_blocks(
         return None, True, full
     blocks = run.blocks[first * BLOCK.size : (last + 1) * BLOCK.size]
     return Piece(run, start, blocks, skip, size), ended or not whole, full
+
+
+def _message_bytes(table: list[int], number: int) -> int:
+    """The bytes of the blocks from this one to the first that ends a message."""
+    size = 0
+    for coded in table[number:]:
+        size += coded & LENGTH_MASK
+        if coded & ENDS_MESSAGE:
+            break
+    return size
 
 
 def join(snapshot: Snapshot, pieces: list[Piece], parts: list[bytes]) -> Chunk:

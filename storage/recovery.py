@@ -19,6 +19,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from zlib import crc32
 
 from storage.batch import (
     COMMIT,
@@ -33,10 +34,10 @@ from storage.directory import DataDirectory
 from storage.disk import Disk, read_at
 from storage.errors import CorruptData, IndexFailed, OpenError
 from storage.index import Checkpoint, Index
-from storage.indexer import Indexer
+from storage.indexer import INDEXED_TYPES, Indexer
 from storage.log import LogEnd, create_segment
 from storage.record import DecodeError, encode
-from storage.scan import FIRST_BATCH_POSITION, Frame, Scanner
+from storage.scan import FIRST_BATCH_POSITION, BatchView, Frame, Scanner
 from storage.segment import UNFINISHED_SUFFIX, SegmentFile, new_header, segment_path
 
 
@@ -150,8 +151,9 @@ def _ends_at(segment: SegmentFile, end: LogEnd) -> bool:
     data = read_at(segment.fd, COMMIT_BYTES, end.position - COMMIT_BYTES)
     if len(data) < COMMIT_BYTES:
         return False
-    magic, checksum, sequence, *_ = COMMIT.unpack(data)
-    return (magic, sequence, checksum) == (COMMIT_MAGIC, end.sequence, end.checksum)
+    magic, checksum, sequence, _, frame_checksum = COMMIT.unpack(data)
+    whole = magic == COMMIT_MAGIC and crc32(data[:-4], segment.seed) == frame_checksum
+    return whole and (sequence, checksum) == (end.sequence, end.checksum)
 
 
 def _find_end(chain: list[SegmentFile], start: LogEnd) -> _Tail:
@@ -205,7 +207,7 @@ def _follow_last(tail: _Tail, segment: SegmentFile) -> None:
             f"follows at position {later}: the log is damaged"
         )
     if last is not None:
-        if scanner.damaged_payload(scanner.batch_at(last.position)) is None:
+        if scanner.damaged_payload(_understood(scanner, last)) is None:
             tail.doubtful = (segment, last)
         else:
             tail.records -= last.head.records
@@ -213,6 +215,18 @@ def _follow_last(tail: _Tail, segment: SegmentFile) -> None:
         return
     written = segment.size_bytes() - tail.end.position
     tail.torn_bytes = written if any(read_at(segment.fd, 48, tail.end.position)) else 0
+
+
+def _understood(scanner: Scanner, frame: Frame) -> BatchView:
+    """The batch of a frame. Raises `OpenError` if a newer release wrote it, before it is moved."""
+    reason = "a record type is of a newer release"
+    try:
+        batch = scanner.batch_at(frame.position)
+        if all(record.type in INDEXED_TYPES for record in batch.records):
+            return batch
+    except DecodeError as error:
+        reason = str(error)
+    raise OpenError(f"{scanner.segment.name}, position {frame.position}: {reason}")
 
 
 def _next_frame(scanner: Scanner, end: LogEnd) -> Frame:

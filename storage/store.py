@@ -35,6 +35,7 @@ from storage.state import Append, Batch, Kind, Outcome, Run, Stream, StreamConfi
 
 INDEX_INTERVAL_MS = 1_000
 DUE_STREAMS_PER_TICK = 1_000
+PRODUCER_ID_BYTES_MAX = 480
 FULL = "The disk is full: nothing was kept, and writing resumes when there is space."
 LATCHED = "A write to disk failed: the store takes no more writes until the daemon is restarted."
 
@@ -86,6 +87,7 @@ class Store:
         self._durable_sequence = self._indexed_sequence = recovered.end.sequence
         self._open = PendingBatch(recovered.end.sequence + 1)
         self._sealed: Sealed | None = None
+        self._held: dict[Stream, None] = {}
         self._unindexed: deque[Unindexed] = deque()
         self._unindexed_records = 0
         self._unindexed_bytes = 0
@@ -226,6 +228,8 @@ class Store:
 
         Raises `CommitError` when the store takes no writes, `NotResident` as `find` does.
         """
+        if not 0 < len(path) <= self.limits.path_bytes_max:
+            raise ValueError("the index takes no such path, and so could never go on")
         existing = self._residents.get(path)
         now_ms = self.now_ms()
         if existing is not None and not existing.deleted and not existing.expired(now_ms):
@@ -285,6 +289,8 @@ class Store:
         self._check_writable()
         producer = append.producer
         producer_id = None if producer is None else producer.id
+        if producer_id is not None and len(producer_id) > PRODUCER_ID_BYTES_MAX:
+            raise ValueError("the index takes no such producer id, and so could never go on")
         batch = self._open
         batch.undo.append((stream.restore, stream.undo_point(producer_id)))
         deadline_ms = stream.slide(now_ms)
@@ -353,10 +359,14 @@ class Store:
     def hold(self, stream: Stream) -> None:
         """A live reader follows the stream from now on: it stays in memory, and its TTL waits."""
         stream.live_readers += 1
+        if stream.config.ttl_s is not None:
+            self._held[stream] = None
 
     def release(self, stream: Stream) -> None:
         """A live reader has gone."""
         stream.live_readers -= 1
+        if not stream.live_readers:
+            self._held.pop(stream, None)
         if not stream.gone:
             self.touch(stream)
 
@@ -569,7 +579,12 @@ class Store:
         return self.directory.make_reserve(self._disk, self.limits.reserve_bytes)
 
     def _expire_due(self, now_ms: int) -> None:
-        """Reap streams whose written-down deadline has passed: an idle stream costs nothing."""
+        """Reap streams whose written-down deadline has passed: an idle stream costs nothing.
+
+        Streams with live readers are renewed before, so that a crash cannot end them early.
+        """
+        for held in self._held:
+            self.touch(held)
         for path in self._index.due(now_ms, DUE_STREAMS_PER_TICK):
             self.admit(self.load(path))
             stream = self._residents.get(path)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from daemon import ROOT, Daemon
-from raw_http import Closed, RawClient, encode
+from raw_http import RawClient, encode
 
 TEXT = "Content-Type: text/plain"
 PATH = "/v1/stream/test"
@@ -181,6 +181,14 @@ def test_a_locked_directory_is_exit_3(tmp_path: Path) -> None:
             assert client.request("GET", "/readyz").status == 200
 
 
+def test_the_very_same_command_again_is_exit_3(tmp_path: Path) -> None:
+    """With the port taken as well, the directory is what is reported."""
+    with Daemon(tmp_path / "data") as daemon:
+        port = daemon.url.rpartition(":")[2]
+        result = run("serve", "--data-dir", str(tmp_path / "data"), "--port", port)
+        assert result.returncode == 3
+
+
 def test_a_directory_that_cannot_be_opened_is_exit_1(tmp_path: Path) -> None:
     """A folder with other people's files is not touched."""
     (tmp_path / "thesis.tex").write_text("ten years of work")
@@ -191,13 +199,14 @@ def test_a_directory_that_cannot_be_opened_is_exit_1(tmp_path: Path) -> None:
 
 
 def test_a_port_in_use_is_exit_1(tmp_path: Path) -> None:
-    """It is found before the directory is touched."""
+    """The sentence names it, and the directory is given back."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         result = run("serve", "--data-dir", str(tmp_path / "data"), "--port", str(port))
     assert result.returncode == 1
     assert f"port {port}" in sentence(result)
-    assert not (tmp_path / "data").exists()
+    with Daemon(tmp_path / "data"):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ a test says so. The real store answers; `test_http_robustness` has the real sock
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
+import os
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +27,7 @@ from durable_streamsd.express.body import Body, ChunkedBody, SizedBody, body_of
 from durable_streamsd.express.connection import Connection
 from durable_streamsd.express.head import CHUNKED, Head, Refused, parse_head
 from durable_streamsd.express.lane import Lane
+from storage.disk import Disk
 from storage.store import Store
 
 TEXT = "Content-Type: text/plain"
@@ -100,6 +103,17 @@ class Transport(asyncio.Transport):
         return [int(part[:3]) for part in self.written.split(b"HTTP/1.1 ")[1:]]
 
 
+class FailingDisk(Disk):
+    """A disk whose syncs fail from the moment that it is told so."""
+
+    error: int | None = None
+
+    def sync(self, fd: int) -> None:
+        if self.error is not None:
+            raise OSError(self.error, os.strerror(self.error))
+        super().sync(fd)
+
+
 class Foreign(asyncio.Protocol):
     """Stands for a connection of the general lane."""
 
@@ -149,9 +163,9 @@ Run = Callable[..., None]
 def run(tmp_path: Path) -> Iterator[Run]:
     """Runs a scenario on a bench with a text stream at PATH; afterwards nothing may be left."""
 
-    def run_scenario(scenario: Scenario, **settings: Any) -> None:
+    def run_scenario(scenario: Scenario, disk: Disk | None = None, **settings: Any) -> None:
         async def main() -> None:
-            store = Store.open(tmp_path / "data")
+            store = Store.open(tmp_path / "data", disk=disk)
             bench = Bench(store, Settings(**settings))
             try:
                 await bench.ask(encode("PUT", PATH, TEXT))
@@ -376,6 +390,25 @@ def test_expect_is_answered_when_there_is_room(run: Run) -> None:
     run(scenario, body_bytes_max=100_000, bodies_bytes_max=100_000)
 
 
+def test_a_half_closed_connection_may_wait_for_its_share(run: Run) -> None:
+    """The whole body is here, the client waits for its answer, and other bodies are in the way."""
+
+    async def scenario(bench: Bench) -> None:
+        request = encode("POST", PATH, TEXT, body=b"x" * 100_000)
+        one, two, three = (bench.connect() for _ in range(3))
+        one[0].data_received(request[:-1])
+        for waiting, data in ((two, request), (three, request[:-1])):
+            waiting[0].data_received(data)
+            waiting[0].eof_received()
+            assert waiting[1].statuses == []
+        one[0].data_received(request[-1:])
+        assert await two[1].answers(1) == [204]
+        assert two[1].closed
+        assert await three[1].answers(1) == [400]  # that one broke off
+
+    run(scenario, body_bytes_max=100_000, bodies_bytes_max=100_000)
+
+
 def test_a_refused_request_lingers(run: Run) -> None:
     """The answer is followed by the end of what we send, then by the client's, within bounds."""
 
@@ -469,6 +502,29 @@ def test_a_late_result_of_a_thread_is_dropped(run: Run, monkeypatch: pytest.Monk
         assert not resumed
 
     run(scenario)
+
+
+def test_a_failed_sync_is_told_to_all_and_reads_go_on(run: Run) -> None:
+    """503 for what was in flight and for every write after it; what was durable is served."""
+    disk = FailingDisk()
+
+    async def scenario(bench: Bench) -> None:
+        await bench.ask(encode("POST", PATH, TEXT, body=b"durable"))
+        writers = [bench.connect() for _ in range(5)]
+        reader, reader_transport = bench.connect()
+        reader.data_received(encode("GET", f"{PATH}?offset=now&live=sse"))
+        disk.error = errno.EIO
+        for connection, _ in writers:
+            connection.data_received(encode("POST", PATH, TEXT, body=b"lost") * 2)
+        for _, transport in writers:
+            assert await transport.answers(2) == [503, 503]
+            assert b'"outcome-unknown"' in transport.written
+            assert b"Retry-After: " in transport.written
+        assert await bench.content() == b"durable"
+        assert b"lost" not in reader_transport.written
+        assert b'"not-ready"' in (await bench.ask(encode("GET", "/readyz")))[0]
+
+    run(scenario, disk=disk)
 
 
 def test_draining_ends_connections_in_order(run: Run) -> None:

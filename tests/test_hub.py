@@ -138,3 +138,22 @@ def test_wake_all_reaches_everybody() -> None:
     hub.wake_all()
     assert all(reader.wakes == 1 for reader in readers)
     assert len(hub) == 0
+
+
+def test_a_waiter_that_fails_keeps_no_other_from_being_woken(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is logged; the rest of the stream's readers get their news, now and later."""
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    hub = Hub(asyncio.new_event_loop())
+    it = stream(1)
+    readers = [Reader(fail), Reader(), Reader(fail), Reader()]
+    for _ in range(2):
+        for reader in readers:
+            hub.register(reader, it)
+        hub.wake([it])
+    assert [reader.wakes for reader in readers] == [2, 2, 2, 2]
+    assert "ZeroDivisionError" in caplog.text

@@ -131,7 +131,7 @@ class Connection(Exchange, asyncio.Protocol):
         self._eof = True
         if self._phase == LINGER:
             self._shut()
-        elif self._phase < BUSY and not self._writing_paused:
+        elif self._phase < BUSY and not self._writing_paused and not self._claiming:
             self._broke_off()
         return True  # what was asked before is still answered
 
@@ -140,11 +140,12 @@ class Connection(Exchange, asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._writing_paused = False
-        if self._phase == HEAD:
-            self.services.wheel.arm(self, self._lane.idle_ticks)
-            self._pump()
-        else:
+        if self._phase == BUSY:
             self.drained()
+        elif self._phase < BUSY and not self._claiming:
+            if self._phase == HEAD and not self._head_began:
+                self.services.wheel.arm(self, self._lane.idle_ticks)
+            self._pump()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._phase = CLOSED
@@ -370,7 +371,7 @@ class Connection(Exchange, asyncio.Protocol):
 
     def drain(self) -> None:
         """The daemon stops: go, unless a request is being received or answered."""
-        if self._phase == HEAD and not self._buffer and not self._writing_paused:
+        if self._phase == HEAD and not self._buffer:
             self._shut()
 
     def on_deadline(self) -> None:
@@ -391,7 +392,7 @@ class Connection(Exchange, asyncio.Protocol):
         if not unread or self._eof or self._transport.is_closing():
             self._shut()
             return
-        self._phase = LINGER
+        self._phase = LINGER  # where `_start` counts what is dropped
         self._transport.write_eof()
         if self._reading_paused:
             self._resume_reading()

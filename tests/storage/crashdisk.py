@@ -175,7 +175,8 @@ class CrashDisk(Disk):
         """A power cut of which some sectors, and the names or not, had reached the medium."""
         with self._guard:
             image: Image = {}
-            for name, file in (self._names if chance.random() < 0.5 else self._durable_names).items():
+            names = self._names if chance.random() < 0.5 else self._durable_names
+            for name, file in names.items():
                 content = file.durable
                 if self._names.get(name) is file:
                     lost = file.lost

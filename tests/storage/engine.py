@@ -14,7 +14,8 @@ from storage.disk import Disk
 from storage.errors import NotResident, Unsettled
 from storage.limits import Limits
 from storage.reading import Chunk, ColdRead
-from storage.state import Append, Kind, Outcome, Producer, Stream, StreamConfig
+from storage.record import Producer
+from storage.state import Append, Kind, Outcome, Stream, StreamConfig
 from storage.store import Store
 
 START_MS = 1_700_000_000_000

@@ -6,9 +6,11 @@ opened as a store of its own and held to every guarantee.
 """
 
 import errno
+import os
 import random
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -309,6 +311,33 @@ def test_input_output_error_everywhere(tmp_path: Path, what: str) -> None:
     assert latched >= min(writes, syncs) - 1
 
 
+def test_a_sync_that_finds_the_disk_full(tmp_path: Path) -> None:
+    """Delayed allocation can report a full disk at a sync. Where what is on disk is not known then
+    the store latches; no batch is acknowledged in a segment that a half-made successor voids."""
+    _, syncs = count(tmp_path / "count", TURNS)
+    for number in range(1, syncs + 1):
+        path = tmp_path / f"{number}"
+        disk, work = faulty(path)
+        disk.error = errno.ENOSPC
+        disk.fail_sync_at = disk.syncs + number
+        for _ in range(TURNS):
+            error = work.turn()
+            sequences = {work.acknowledged}
+            if isinstance(error, Latched):
+                sequences.add(work.acknowledged + 1)
+            elif error is not None:
+                work.store.tick(work.store.now_ms())
+                work.create(b"small")
+                assert work.commit() is None
+                work.delete(b"small")
+                sequences = {work.acknowledged}
+            check_durable(disk, work, tmp_path, sequences)
+            if work.store.latched:
+                break
+        abandon(work.store)
+        shutil.rmtree(path)
+
+
 def restarted_twice(disk: CrashDisk, work: Workload, scratch: Path, sequences: set[int]) -> None:
     """After a failed sync the page cache still reads well. A restart may serve what it shows only
     if a power cut right after it cannot take that back."""
@@ -319,6 +348,54 @@ def restarted_twice(disk: CrashDisk, work: Workload, scratch: Path, sequences: s
         assert served in sequences
         check_store(store, work.states[served])
         check_durable(disk, work, scratch, {served})
+
+
+@pytest.mark.parametrize("size", [1, 7, 100])
+def test_short_writes(tmp_path: Path, size: int) -> None:
+    """A system that writes a few bytes at a time writes the same bytes."""
+
+    class Slow(CrashDisk):
+        def write_some(self, fd: int, buffers: Sequence[bytes | memoryview], position: int) -> int:
+            piece = b"".join(buffers[:3])[:size]
+            return super().write_some(fd, [piece], position)
+
+    path = tmp_path / "data"
+    disk = Slow(path)
+    work = Workload(open_store(path, TINY, disk), 7)
+    for _ in range(TURNS):
+        assert work.turn() is None
+    check_durable(disk, work, tmp_path, {work.acknowledged})
+    abandon(work.store)
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
+def test_zeroing_ahead_fails(tmp_path: Path, error: int) -> None:
+    """Without room for zeroes ahead batches are written as before; any other error of that thread
+    is one of the log, and latches the store."""
+    failed = threading.Event()
+
+    class NoZeroes(CrashDisk):
+        def write(self, fd: int, buffers: Sequence[bytes], position: int) -> None:
+            if len(buffers) == 1 and not any(buffers[0]):
+                failed.set()
+                raise OSError(error, os.strerror(error))
+            super().write(fd, buffers, position)
+
+    path = tmp_path / "data"
+    disk = NoZeroes(path)
+    work = Workload(open_store(path, replace(TINY, zero_ahead_bytes=1_500), disk), 8)
+    result = work.turn()
+    assert failed.wait(20)
+    for _ in range(TURNS):
+        result = result or work.turn()
+    if error == errno.EIO:
+        assert isinstance(result, Latched)
+        sequences = {work.acknowledged, work.acknowledged + 1}
+    else:
+        assert result is None
+        sequences = {work.acknowledged}
+    check_durable(disk, work, tmp_path, sequences)
+    work.store.close()
 
 
 def test_a_full_disk_in_recovery_is_no_loss(tmp_path: Path) -> None:

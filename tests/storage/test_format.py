@@ -42,9 +42,7 @@ from storage.record import (
 )
 from storage.segment import HEADER_BYTES, SegmentHeader, decode_header, encode_header
 
-SEGMENT_HEADER = SegmentHeader(
-    3, 0x1122334455667788, 9, 5, 2, 4096, 0xAABBCCDD, 1_700_000_000_000
-)
+SEGMENT_HEADER = SegmentHeader(3, 0x1122334455667788, 9, 5, 2, 4096, 0xAABBCCDD, 1_700_000_000_000)
 SEED = crc32(bytes.fromhex("8877665544332211"))
 HEADER_HEX = (
     "44535345474d540a" "0100" "01" "00" "bbbcd606"
@@ -154,7 +152,9 @@ RECORDS = st.builds(
     st.none() | SHORT,
 )
 PAYLOADS = st.lists(
-    st.tuples(U32, U32, st.binary(min_size=1, max_size=50)), max_size=4, unique_by=lambda run: run[0]
+    st.tuples(U32, U32, st.binary(min_size=1, max_size=50)),
+    max_size=4,
+    unique_by=lambda run: run[0],
 )
 
 
@@ -221,7 +221,10 @@ def test_batch_is_golden() -> None:
         "44534231" "01000000" "01000000" "40000000" "0300000000000000" "0c00000000000000"
         "0068e5cf8b010000" "efbeadde" "2a13bd15"
     )  # fmt: skip
-    run_table = "0500000000000000" "6400000000000000" "0300000000000000" "01000000" "03000080" "9a6dd551"  # noqa: E501  # fmt: skip
+    run_table = (
+        "0500000000000000" "6400000000000000" "0300000000000000" "01000000"
+        "03000080" "9a6dd551"
+    )  # fmt: skip
     record = GOLDEN_RECORDS["plain append"][1]
     commit = "44534331" "e95e60a3" "0c00000000000000" "efbeadde" "f14a22eb"  # fmt: skip
     assert [buffer.hex() for buffer in batch.buffers] == [
@@ -242,7 +245,8 @@ def test_batch_is_golden() -> None:
 def test_index_run_is_golden() -> None:
     """A packed run of the index has these bytes, and a sealed value ends with its checksum."""
     place = RunPlace(100, 3, 208, bytes.fromhex("030000809a6dd551"))
-    data = bytes.fromhex("6400000000000000" "03000000" "d0000000" "0100" "030000809a6dd551")  # fmt: skip
+    golden = "6400000000000000" "03000000" "d0000000" "0100" "030000809a6dd551"  # fmt: skip
+    data = bytes.fromhex(golden)
     assert pack_run(place) == data
     assert list(unpack_runs(data + data)) == [place, place]
     assert place.length == 3
@@ -509,7 +513,9 @@ def test_a_newer_segment_format_is_named() -> None:
 def test_index_runs_round_trip(runs: list[tuple[int, int, int, list[int]]]) -> None:
     """Packed runs are unpacked as they were, however many share a value."""
     places = [
-        RunPlace(start, segment_id, position, b"".join(struct.pack("<Q", block) for block in blocks))
+        RunPlace(
+            start, segment_id, position, b"".join(struct.pack("<Q", block) for block in blocks)
+        )
         for start, segment_id, position, blocks in runs
     ]
     assert list(unpack_runs(b"".join(map(pack_run, places)))) == places

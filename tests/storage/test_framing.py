@@ -1,4 +1,4 @@
-"""Framing: strict JSON as the standard library judges it, kept byte for byte; where text may end."""
+"""Framing: JSON as strict as the standard library, kept byte for byte; where text may end."""
 
 import json
 import re
@@ -43,6 +43,12 @@ def objects(values: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     return st.lists(member, max_size=3).map(lambda members: "{" + ",".join(members) + "}")
 
 
+PIECES = st.sampled_from(
+    [
+        b"", b",", b"[", b"]", b"{", b"}", b'"', b"\\", b"0", b"-", b".", b"e", b" ", b"\0", b":",
+        b"NaN", b"\\u", b"\xff", b"\xc3", b"\xa9", b"\x0b", b"\xc2\xa0",
+    ]
+)  # fmt: skip
 VALUES = st.recursive(SCALARS, lambda inner: arrays(inner) | objects(inner), max_leaves=12)
 TEXTS = st.tuples(SPACE, VALUES | arrays(VALUES), SPACE).map("".join)
 
@@ -111,12 +117,7 @@ def test_mutated_json_is_judged_like_the_standard_library(text: str, data: st.Da
     body = bytearray(text.encode())
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(body)))
-        piece = data.draw(
-            st.sampled_from(
-                [b"", b",", b"[", b"]", b"{", b"}", b'"', b"\\", b"0", b"-", b".", b"e", b" ", b"\0"]
-                + [b"NaN", b"\\u", b"\xff", b"\xc3", b"\xa9", b":", b"\x0b", b"\xc2\xa0"]
-            )
-        )
+        piece = data.draw(PIECES)
         body[at : at + data.draw(st.integers(0, 2))] = piece
     check(bytes(body))
 

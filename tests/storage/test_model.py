@@ -25,7 +25,8 @@ from storage.record import Producer
 from storage.state import GRAIN_MS_MAX, GRAIN_MS_MIN, Kind, Outcome, Stream
 from storage.store import Store
 
-EXAMPLES_MAX = int(os.environ.get("MODEL_EXAMPLES_MAX", "60"))
+EXAMPLES_MAX = int(os.environ.get("MODEL_EXAMPLES_MAX", "300"))
+"""Stories per run; a search over night takes more."""
 PATHS = [b"a", b"b/c", b"d"]
 TYPES = [BYTES, TEXT, JSON]
 PRODUCERS = [b"p", b"q"]
@@ -38,7 +39,15 @@ TEXT_BODIES = st.sampled_from(["é", "a€", "😀😀", "plain " * 20]).map(str
     ["é€😀".encode()[:4], "é€😀".encode()[4:]]
 )
 MESSAGES = st.sampled_from(
-    [b"1", b'"a,b]"', b'{"k":[1,2]}', b'"\\ud800"', b"[[]]", b'"' + b"m" * 900 + b'"']
+    [
+        b"1",
+        b'"a,b]"',
+        b'{"k":[1,2]}',
+        b'"\\ud800"',
+        b"[[]]",
+        b'"' + b"m" * 900 + b'"',
+        b'"' + b"l" * 70_000 + b'"',
+    ]
 )
 JSON_BODIES = st.lists(MESSAGES, min_size=1, max_size=4)
 
@@ -325,7 +334,8 @@ class StoreMachine(RuleBasedStateMachine):
         state = self.accepted_at(path)
         if state is None:
             return
-        body: bytes | list[bytes] = {BYTES: plain, TEXT: text, JSON: messages}[state.content_type]
+        bodies: dict[str, bytes | list[bytes]] = {BYTES: plain, TEXT: text, JSON: messages}
+        body = bodies[state.content_type]
         if close and empty:
             body = b""
         sent = b"[" + b", ".join(body) + b"]" if isinstance(body, list) else body
@@ -394,7 +404,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(
         path=st.sampled_from(PATHS),
         at=st.floats(0, 1),
-        limit_bytes=st.sampled_from([1, 3, 50, 700, 4_000, 1 << 20]),
+        limit_bytes=st.sampled_from([1, 3, 50, 700, 4_000, 68_000, 1 << 20]),
         touch=st.booleans(),
     )
     def read(self, path: bytes, at: float, limit_bytes: int, touch: bool) -> None:
@@ -473,7 +483,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.disk.full = True
         assert isinstance(self.store.commit(), OutOfSpace)
         assert not self.disk.full
-        told = [told for told in self.waiting]
+        told = list(self.waiting)
         self.lose_accepted()
         self.waiting = told
         self.settle(OutOfSpace)

@@ -171,7 +171,7 @@ def test_the_first_fault_in_protocol_order_is_told(faults: tuple[str, ...]) -> N
 
 
 def test_a_retry_is_a_duplicate_whatever_its_stream_seq_and_body() -> None:
-    """Producer deduplication comes before Stream-Seq and JSON: a retry is never refused for them."""
+    """Producers are judged before Stream-Seq and JSON: a retry is never refused for those."""
     assert judge(stream_of(), post(b"{", producer=by(3, 5), stream_seq=b"a")) is Kind.DUPLICATE
 
 
