@@ -93,7 +93,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Until a reader that takes nothing is cut off."""
     linger_timeout_s: Seconds = 2.0
     """How long a connection stays half open after an error answer, so that it is not lost."""
-    drain_timeout_s: Annotated[float, Meta(ge=0.05, le=9)] = 6.0
+    drain_timeout_s: Annotated[float, Meta(ge=0.05, le=9)] = 4.0
     """How long SIGTERM waits for answers in flight."""
 
     # storage

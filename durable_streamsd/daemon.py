@@ -52,8 +52,10 @@ EXIT_FAILED = 1
 EXIT_LOCKED = 3
 
 TICK_S = 1.0
-ABORT_TIMEOUT_S = 1.0
+ABORT_TIMEOUT_S = 0.5
 """How long connections that were cut may take to be gone."""
+COMMIT_TIMEOUT_S = 2.0
+"""How long the last batch may take to be written."""
 SPARE_FILES = 256
 """File descriptors that are not connections: segments, index, pipes."""
 PEER_TIMEOUT_MS = 60_000
@@ -140,6 +142,7 @@ class Daemon:
         """What is done once a second."""
         self._ticker = asyncio.get_running_loop().call_later(TICK_S, self._tick)
         self._services.clock.tick()
+        self._services.context.tick()
         self._services.committer.kick()  # for what the store's tick finds: expiries are records
         self._room_made()
         self._store.tick(self._store.now_ms())  # last: it may meet a damaged index
@@ -167,7 +170,12 @@ class Daemon:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ABORT_TIMEOUT_S):
                     await services.connections.none()
-        await services.committer.drained()
+        try:
+            async with asyncio.timeout(COMMIT_TIMEOUT_S):
+                await services.committer.drained()
+        except TimeoutError:
+            log.critical("the disk does not answer; appends in flight are not acknowledged")
+            _die()
 
     def _close(self) -> int:
         services = self._services

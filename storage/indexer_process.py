@@ -31,7 +31,8 @@ from storage.store import Store
 
 TARGET = struct.Struct("<QQQI")
 PROGRESS = struct.Struct("<QQQIQ")
-STOP_WAIT_S = 8.0
+STOP_WAIT_S = 2.0
+"""A child that takes longer is killed; whoever opens next indexes what it had not."""
 NICE = 5
 
 log = logging.getLogger(__name__)

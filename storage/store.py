@@ -20,7 +20,7 @@ from typing import NamedTuple, Self
 
 from storage.directory import DataDirectory
 from storage.disk import Disk
-from storage.errors import CommitError, FramingError, Latched, OutOfSpace, Unsettled
+from storage.errors import CommitError, CorruptData, FramingError, Latched, OutOfSpace, Unsettled
 from storage.framing import Framed, frame
 from storage.index import Checkpoint, Index
 from storage.indexer import Indexer
@@ -586,7 +586,10 @@ class Store:
         for held in self._held:
             self.touch(held)
         for path in self._index.due(now_ms, DUE_STREAMS_PER_TICK):
-            self.admit(self.load(path))
+            try:
+                self.admit(self.load(path))
+            except CorruptData:
+                continue
             stream = self._residents.get(path)
             if stream is None or stream.deleted:
                 continue

@@ -43,11 +43,9 @@ async def read_chunk(context: Context, stream: Stream, position: int, bytes_max:
 
     Raises `Problem` when the stream was deleted while its bytes were looked for.
     """
-    found = context.store.read(stream, position, bytes_max)
-    if not isinstance(found, ColdRead):
-        return found
     try:
-        return await Offload(found.run)
+        found = context.store.read(stream, position, bytes_max)
+        return await Offload(found.run) if isinstance(found, ColdRead) else found
     except CorruptData as error:
         if stream.gone:
             raise Problem(Code.NOT_FOUND) from None

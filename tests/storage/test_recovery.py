@@ -14,6 +14,7 @@ from engine import SMALL, abandon, digest, open_store, segment_files
 from storage.batch import COMMIT_BYTES, HEAD_BYTES, RunEntry, cut_blocks, encode_batch
 from storage.disk import Disk
 from storage.errors import CorruptData, DirectoryLocked, OpenError
+from storage.index import Index
 from storage.limits import Limits
 from storage.log import LogEnd
 from storage.record import Configuration, Record, RecordType, encode
@@ -220,6 +221,33 @@ def test_a_damaged_index_entry_is_refused_where_it_is_used(tmp_path: Path) -> No
     engine.commit(store)
     assert engine.content(store, b"new") == b"fine"
     store.tick(store.now_ms())
+    abandon(store)
+
+
+@pytest.mark.parametrize("table", ["streams", "paths"])
+def test_a_damaged_index_entry_does_not_stop_the_clock(tmp_path: Path, table: str) -> None:
+    """A damaged stream is not reaped, but the others are, and idle ones leave memory."""
+    path = tmp_path / "data"
+    store = open_store(path, ROOMY)
+    for name in (b"bad-one", b"good-one"):
+        engine.create(store, name, ttl_s=5)
+    engine.commit(store)
+    store.close()
+    index = Index(path / "index", writable=True)
+    with index.write() as transaction:
+        key = b"bad-one" if table == "paths" else (1).to_bytes(8, "big")
+        transaction._txn.put(key, b"damaged!", db=transaction._tables[table])
+    index.close()
+    store = open_store(path, ROOMY)
+    store.clock_ms += 10 * ROOMY.idle_ms
+    store.tick(store.now_ms())
+    engine.commit(store)
+    engine.index_all(store)
+    store.tick(store.now_ms())
+    assert engine.find(store, b"good-one") is None
+    assert len(store._residents) == 0
+    with pytest.raises(CorruptData, match=table):
+        store.load(b"bad-one")
     abandon(store)
 
 

@@ -1,0 +1,148 @@
+"""A disk that fails under the daemon, for real: syncs report EIO, and the page cache lies.
+
+After the failure the store is latched: nothing more is acknowledged, reads go on, and the log says
+what to do. After a restart on the repaired disk exactly the durable state is there: everything that
+was acknowledged, and of what was in flight each append whole or not at all.
+"""
+
+from __future__ import annotations
+
+import http.client
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from daemon import Daemon
+from volumes import FailingDisk, failing_disk
+
+DISK_BYTES = 48 << 20
+WRITERS = 16
+APPENDS_BEFORE = 200
+WAIT_SECONDS_MAX = 20.0
+TEXT = {"Content-Type": "text/plain"}
+SETTINGS = {"DURABLE_STREAMSD_LONG_POLL_TIMEOUT_S": "1"}
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[FailingDisk]:
+    """A disk that works, so far."""
+    with failing_disk(tmp_path, DISK_BYTES) as mounted:
+        yield mounted
+
+
+class Answer:
+    """A response, read to its end."""
+
+    def __init__(self, response: http.client.HTTPResponse) -> None:
+        self.status = response.status
+        self.headers = response.headers
+        self.body = response.read()
+
+
+def ask(
+    daemon: Daemon, method: str, path: str, body: bytes | None = None, **headers: str
+) -> Answer:
+    """One request on a connection of its own."""
+    connection = http.client.HTTPConnection(daemon.url.removeprefix("http://"), timeout=30)
+    try:
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request(method, path, body, names)
+        return Answer(connection.getresponse())
+    finally:
+        connection.close()
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    """Look again until it holds. Raises AssertionError after WAIT_SECONDS_MAX."""
+    give_up = time.monotonic() + WAIT_SECONDS_MAX
+    while not condition():
+        assert time.monotonic() < give_up, what
+        time.sleep(0.02)
+
+
+class Writer(threading.Thread):
+    """An idempotent producer with a stream of its own, until an append is not acknowledged."""
+
+    def __init__(self, daemon: Daemon, number: int) -> None:
+        super().__init__(daemon=True)
+        self.path = f"/v1/stream/writer/{number}"
+        self.acknowledged = 0
+        self.ended_with: Answer | None = None
+        self._daemon = daemon
+        assert ask(daemon, "PUT", self.path, Content_Type="text/plain").status == 201
+
+    def send(self, seq: int) -> Answer:
+        """The append with this number."""
+        headers = {"Producer-Id": "p", "Producer-Epoch": "0", "Producer-Seq": str(seq)}
+        return ask(self._daemon, "POST", self.path, self.line(seq), **TEXT, **headers)
+
+    def line(self, seq: int) -> bytes:
+        """The bytes of an append."""
+        return b"%s %06d %s\n" % (self.path.encode(), seq, b"x" * (seq % 700))
+
+    def run(self) -> None:
+        """Write as fast as acknowledgements come."""
+        while True:
+            answer = self.send(self.acknowledged)
+            if answer.status != 200:
+                self.ended_with = answer
+                return
+            self.acknowledged += 1
+
+    def content(self, appends: int) -> bytes:
+        """What the stream holds after so many appends."""
+        return b"".join(self.line(seq) for seq in range(appends))
+
+
+def test_an_eio_from_the_sync_latches_the_store(disk: FailingDisk) -> None:
+    """Nothing is acknowledged any more, reads go on, and a restart brings the durable state."""
+    daemon = Daemon(disk.path / "data", env=SETTINGS)
+    daemon.stderr_path = disk.path.with_name("stderr")
+    daemon.start()
+    writers = [Writer(daemon, number) for number in range(WRITERS)]
+    for writer in writers:
+        writer.start()
+    wait_until(
+        lambda: all(writer.acknowledged >= APPENDS_BEFORE for writer in writers),
+        "the writers get on",
+    )
+    disk.fail()
+    wait_until(lambda: all(writer.ended_with for writer in writers), "all appends are refused")
+
+    assert {writer.ended_with.status for writer in writers if writer.ended_with} == {503}
+    for writer in writers:
+        late = writer.send(writer.acknowledged + 1)
+        assert late.status in (409, 503), "an append after the failure"
+        again = writer.send(writer.acknowledged)
+        assert again.status == 503, "the append in flight, repeated"
+        assert int(again.headers["Retry-After"]) > 0
+        seen = ask(daemon, "GET", writer.path)
+        assert seen.status == 200
+        assert seen.body == writer.content(writer.acknowledged), "readers see durable bytes only"
+    first = writers[0].path
+    assert ask(daemon, "GET", "/readyz").status == 503
+    assert ask(daemon, "GET", "/healthz").status == 200
+    assert ask(daemon, "PUT", "/v1/stream/new", Content_Type="text/plain").status == 503
+    assert ask(daemon, "DELETE", first).status == 503
+    tail = ask(daemon, "HEAD", first).headers["Stream-Next-Offset"]
+    assert ask(daemon, "GET", f"{first}?offset={tail}&live=long-poll").status == 204
+    log = daemon.stderr_path.read_text()
+    assert "syncing the log failed: Input/output error" in log
+    assert "restart" in log, "the log says what to do"
+    assert "Traceback" not in log
+
+    daemon.kill()
+    disk.repair()
+    daemon.start()
+    for writer in writers:
+        body = ask(daemon, "GET", writer.path).body
+        whole = [writer.content(writer.acknowledged), writer.content(writer.acknowledged + 1)]
+        assert body in whole, "what was acknowledged, and the append in flight whole or not"
+        kept = writer.acknowledged + whole.index(body)
+        if kept:
+            assert writer.send(kept - 1).status == 204, "a duplicate"
+        assert writer.send(kept).status == 200
+    assert ask(daemon, "GET", "/readyz").status == 200
+    assert daemon.terminate() == 0
