@@ -128,15 +128,15 @@ class Log:
             self._disk.write(self._fd, buffers, placement.position)
         except OSError as error:
             if error.errno not in NO_SPACE:
-                raise Latched(f"writing the log failed: {error.strerror}") from error
+                raise _latched("writing the log", error) from error
             self._take_back(placement)
             raise OutOfSpace(f"the disk is full: {error.strerror}") from error
         try:
             self._disk.sync(self._fd)
         except OSError as error:
-            raise Latched(f"syncing the log failed: {error.strerror}") from error
+            raise _latched("syncing the log", error) from error
         if self._ahead is not None and self._ahead.failed is not None:
-            raise Latched(f"syncing the log failed: {self._ahead.failed.strerror}")
+            raise _latched("syncing the log", self._ahead.failed)
 
     def advance(self, placement: Placement, size_bytes: int, sequence: int, checksum: int) -> None:
         """The batch is durable: the log ends after it now (owner thread)."""
@@ -163,7 +163,7 @@ class Log:
             # A segment that has its name voids what would be written to its predecessor now.
             named = segment_path(self._directory, header.segment_id).exists()
             if error.errno not in NO_SPACE or named:
-                raise Latched(f"creating a segment failed: {error.strerror}") from error
+                raise _latched("creating a segment", error) from error
             raise OutOfSpace(f"the disk is full: {error.strerror}") from error
 
     def _close_active(self) -> None:
@@ -192,7 +192,15 @@ class Log:
                 self._disk.truncate(self._fd, placement.position)
             self._disk.sync(self._fd)
         except OSError as error:
-            raise Latched(f"removing a partial write failed: {error.strerror}") from error
+            raise _latched("removing a partial write", error) from error
+
+
+def _latched(what: str, error: OSError) -> Latched:
+    """The error as the operator's log shows it: it ends with what to do."""
+    return Latched(
+        f"{what} failed: {error.strerror}: no more writes are taken; "
+        "check the disk, then restart the daemon"
+    )
 
 
 class ZeroAhead:

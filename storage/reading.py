@@ -273,7 +273,10 @@ class Reader:
             return _slice(run.data, run, piece)
         segment = self._segments.get(run.segment_id)
         position = run.position + piece.start - run.start
-        data = read_cached(segment.fd, piece.skip + piece.size, position)
+        try:
+            data = read_cached(segment.fd, piece.skip + piece.size, position)
+        except OSError as error:
+            raise _unreadable(segment, position, error) from error
         return None if data is None else self._verified(snapshot, piece, segment, data, position)
 
     def _part(self, snapshot: Snapshot, piece: Piece) -> bytes:
@@ -284,7 +287,10 @@ class Reader:
                 return _slice(data, run, piece)
         segment = self._segments.get(run.segment_id)
         position = run.position + piece.start - run.start
-        data = read_at(segment.fd, piece.skip + piece.size, position)
+        try:
+            data = read_at(segment.fd, piece.skip + piece.size, position)
+        except OSError as error:
+            raise _unreadable(segment, position, error) from error
         return self._verified(snapshot, piece, segment, data, position)
 
     @staticmethod
@@ -300,6 +306,10 @@ class Reader:
                 "is damaged",
             )
         return data
+
+
+def _unreadable(segment: SegmentFile, position: int, error: OSError) -> CorruptData:
+    return CorruptData(segment.name, position, f"it cannot be read: {error.strerror}")
 
 
 def _slice(data: bytes, run: Run, piece: Piece) -> bytes:

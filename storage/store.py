@@ -20,7 +20,15 @@ from typing import NamedTuple, Self
 
 from storage.directory import DataDirectory
 from storage.disk import Disk
-from storage.errors import CommitError, CorruptData, FramingError, Latched, OutOfSpace, Unsettled
+from storage.errors import (
+    CommitError,
+    CorruptData,
+    FramingError,
+    IndexFailed,
+    Latched,
+    OutOfSpace,
+    Unsettled,
+)
 from storage.framing import Framed, frame
 from storage.index import Checkpoint, Index
 from storage.indexer import Indexer
@@ -111,17 +119,21 @@ class Store:
                 undo.callback(directory.remove_index)
             index = Index(directory.index, writable=True)
             undo.callback(index.close)
+            if disk.free_bytes(path) < limits.reserve_bytes:
+                directory.release_reserve(disk)  # for what recovery writes
             recovered = recover(directory, disk, index, limits.index_step_records)
             store = cls(directory, limits, disk, index, recovered)
-            directory.make_reserve(disk, limits.reserve_bytes)
+            store.full = not directory.make_reserve(disk, limits.reserve_bytes)
             undo.pop_all()
         return store
 
     def close(self) -> None:
         """Commit what was accepted, bring the index up to date, and give the directory back."""
         self.commit()
-        while not self.latched and self._indexed_sequence < self._durable_sequence:
-            self.index_step()
+        # Without space for the index nothing is lost: whoever opens next brings it up to date.
+        with contextlib.suppress(IndexFailed):
+            while not self.latched and self._indexed_sequence < self._durable_sequence:
+                self.index_step()
         self._log.close()
         self._index.close()
         self.directory.unlock()

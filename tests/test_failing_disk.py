@@ -7,7 +7,10 @@ was acknowledged, and of what was in flight each append whole or not at all.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +33,19 @@ def disk(tmp_path: Path) -> Iterator[FailingDisk]:
     """A disk that works, so far."""
     with failing_disk(tmp_path, DISK_BYTES) as mounted:
         yield mounted
+
+
+@pytest.fixture
+def daemon(disk: FailingDisk) -> Iterator[Daemon]:
+    """A daemon on that disk, which writes its log elsewhere."""
+    running = Daemon(disk.path / "data", env=SETTINGS)
+    running.stderr_path = disk.path.with_name("stderr")
+    running.start()
+    try:
+        yield running
+    finally:
+        with contextlib.suppress(RuntimeError, AssertionError):
+            running.kill()
 
 
 class Answer:
@@ -96,11 +112,8 @@ class Writer(threading.Thread):
         return b"".join(self.line(seq) for seq in range(appends))
 
 
-def test_an_eio_from_the_sync_latches_the_store(disk: FailingDisk) -> None:
+def test_an_eio_from_the_sync_latches_the_store(disk: FailingDisk, daemon: Daemon) -> None:
     """Nothing is acknowledged any more, reads go on, and a restart brings the durable state."""
-    daemon = Daemon(disk.path / "data", env=SETTINGS)
-    daemon.stderr_path = disk.path.with_name("stderr")
-    daemon.start()
     writers = [Writer(daemon, number) for number in range(WRITERS)]
     for writer in writers:
         writer.start()
@@ -146,3 +159,27 @@ def test_an_eio_from_the_sync_latches_the_store(disk: FailingDisk) -> None:
         assert writer.send(kept).status == 200
     assert ask(daemon, "GET", "/readyz").status == 200
     assert daemon.terminate() == 0
+
+
+def test_an_eio_from_a_read_is_told_and_harms_nobody_else(
+    disk: FailingDisk, daemon: Daemon
+) -> None:
+    """What cannot be read any more is refused by name; all else is served."""
+    cached, lost = Writer(daemon, 0), Writer(daemon, 1)
+    assert lost.send(0).status == 200
+    daemon.kill()  # so that memory does not have it
+    daemon.start()
+    assert cached.send(0).status == 200
+    disk.fail()
+    for segment in (daemon.data_dir / "segments").iterdir():
+        with segment.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    answer = ask(daemon, "GET", lost.path)
+    assert answer.status == 500
+    assert json.loads(answer.body)["code"] == "corrupt-data"
+    assert ask(daemon, "GET", cached.path).body == cached.line(0)
+    assert ask(daemon, "GET", "/healthz").status == 200
+    log = daemon.stderr_path.read_text()
+    assert "it cannot be read: Input/output error" in log
+    assert "Traceback" not in log

@@ -19,6 +19,7 @@ import fcntl
 import os
 import struct
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,10 @@ import pytest
 _SHUTDOWN = (2 << 30) | (4 << 16) | (ord("X") << 8) | 125
 """EXT4_IOC_SHUTDOWN of <linux/ext4.h>: _IOR('X', 125, __u32)."""
 _WITHOUT_FLUSHING_THE_JOURNAL = struct.pack("=I", 2)
+
+
+BUSY_SECONDS_MAX = 10.0
+"""How long an indexer may take to notice that its daemon is gone."""
 
 
 def run(*command: str | Path) -> None:
@@ -96,8 +101,11 @@ class FailingDisk:
             os.close(fd)
 
     def repair(self) -> None:
-        """Bring back what had reached the disk. Nothing may be open on it."""
-        run("umount", self.path)
+        """Bring back what had reached the disk, once nobody has anything open on it any more."""
+        give_up = time.monotonic() + BUSY_SECONDS_MAX
+        while subprocess.run(["umount", str(self.path)], capture_output=True).returncode != 0:
+            assert time.monotonic() < give_up, f"{self.path} stays in use"
+            time.sleep(0.02)
         run("umount", self._outer)
         run("mount", "-o", "loop", self._image, self._outer)
         run("mount", "-o", "loop", self._outer / "image", self.path)
