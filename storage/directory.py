@@ -49,9 +49,8 @@ class DataDirectory:
                 f"this program reads format {FORMAT_VERSION}: use the release that wrote it"
             )
         self.id = match[2].decode()
-        for folder in (self.segments,):
-            if not folder.is_dir():
-                raise OpenError(f"{folder}: the folder is missing")
+        if not self.segments.is_dir():
+            raise OpenError(f"{self.segments}: the folder is missing")
 
     @classmethod
     def open(cls, path: Path, disk: Disk) -> "DataDirectory":
@@ -65,15 +64,7 @@ class DataDirectory:
 
     def lock(self) -> None:
         """Take the directory for this process. Raises `DirectoryLocked`."""
-        fd = os.open(self.path / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(fd)
-            raise DirectoryLocked(
-                f"{self.path}: another process has this directory open"
-            ) from error
-        self._locks.append(fd)
+        self._locks.append(_lock(self.path))
 
     def lock_index(self) -> None:
         """Become the index's writer, once a writer that outlived its daemon has ended.
@@ -145,6 +136,27 @@ def _initialise(path: Path, disk: Disk) -> None:
         )
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     disk.make_directory(path)
+    held = _lock(path)  # two first starts at once must not both give the directory an id
+    try:
+        if not (path / FORMAT_FILE).exists():
+            _make_format(path, disk, made)
+    finally:
+        os.close(held)
+
+
+def _lock(path: Path) -> int:
+    """Lock a directory; the descriptor that holds it. Raises `DirectoryLocked`."""
+    fd = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(fd)
+        raise DirectoryLocked(f"{path}: another process has this directory open") from error
+    return fd
+
+
+def _make_format(path: Path, disk: Disk, made: list[Path]) -> None:
+    """Write FORMAT, last of all; `made` are the folders that were not there before."""
     disk.make_directory(path / "segments")
     disk.make_directory(path / "index")
     unfinished = path / f"{FORMAT_FILE}.tmp"
@@ -164,6 +176,6 @@ def _initialise(path: Path, disk: Disk) -> None:
 def _half_made(path: Path) -> bool:
     """Whether only an interrupted first start was here: then it may begin again."""
     names = {entry.name for entry in path.iterdir()}
-    if not names <= {"segments", "index", f"{FORMAT_FILE}.tmp"}:
+    if not names <= {"LOCK", "segments", "index", f"{FORMAT_FILE}.tmp"}:
         return False
     return not any((path / "segments").glob("*"))

@@ -34,6 +34,8 @@ class Disk:
         queue: list[bytes | memoryview] = list(buffers)
         while queue:
             written = self.write_some(fd, queue[:IOV_MAX], position)
+            if not written and any(map(len, queue)):
+                raise OSError(errno.EIO, "the system wrote nothing")
             position += written
             done = 0
             while done < len(queue) and written >= len(queue[done]):

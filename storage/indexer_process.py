@@ -18,12 +18,13 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 from storage.directory import DataDirectory
-from storage.errors import StorageError
+from storage.errors import CorruptData, StorageError
 from storage.index import Checkpoint, Index
 from storage.indexer import Indexer
 from storage.log import LogEnd
@@ -34,6 +35,11 @@ PROGRESS = struct.Struct("<QQQIQ")
 STOP_WAIT_S = 2.0
 """A child that takes longer is killed; whoever opens next indexes what it had not."""
 NICE = 5
+EXIT_FAILED = 1
+EXIT_DAMAGED = 4
+RESTART_DELAY_S = 0.1
+RESTART_DELAY_S_MAX = 30.0
+DAMAGED_DEATHS_MAX = 3
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +54,9 @@ class IndexerProcess:
         self._post: Callable[[Callable[[], None]], object] = lambda call: call()
         self._child: subprocess.Popen[bytes] | None = None
         self._stopping = False
+        self._deaths = 0
+        """In a row, without progress between them."""
+        self._spawn_after_s = 0.0
 
     def start(self, post: Callable[[Callable[[], None]], object]) -> None:
         """Hand the index over to a child; `post` runs a call on the owner thread, from any."""
@@ -59,7 +68,7 @@ class IndexerProcess:
         """Give the child work if there is some; start it again if it died. Call it often."""
         if self._stopping:
             return
-        if self._child is None:
+        if self._child is None and time.monotonic() >= self._spawn_after_s:
             self._spawn()
         target = self._store.index_due()
         if target is None or self._child is None or self._child.stdin is None:
@@ -112,16 +121,29 @@ class IndexerProcess:
             self._post(lambda: self._died(child, code))
 
     def _progress(self, checkpoint: Checkpoint) -> None:
+        self._deaths = 0
         self._store.indexed(checkpoint)
         self._on_progress()
         self.poll()
 
     def _died(self, child: subprocess.Popen[bytes], code: int) -> None:
-        """Forget a dead child; the next poll starts another."""
-        if self._child is child:
-            log.error("the indexer ended with code %d and is started again", code)
-            self._child = None
-            self._store.indexing = False
+        """Forget a dead child, and have a poll start another, later and later.
+
+        One that found the log or the index damaged would find that again for ever, and what is not
+        indexed may not grow for ever: then the store takes no more writes.
+        """
+        if self._child is not child:
+            return
+        self._child = None
+        self._store.indexing = False
+        self._deaths += 1
+        delay_s = min(RESTART_DELAY_S_MAX, RESTART_DELAY_S * 2 ** (self._deaths - 1))
+        self._spawn_after_s = time.monotonic() + delay_s
+        if code == EXIT_DAMAGED and self._deaths >= DAMAGED_DEATHS_MAX:
+            log.critical("the index cannot follow the log: stop, run verify, and see what it says")
+            self._store.latched = True
+        else:
+            log.error("the indexer ended with code %d, and starts again in %g s", code, delay_s)
 
 
 def follow(directory: DataDirectory, step_records: int, source: IO[bytes], sink: IO[bytes]) -> None:
@@ -137,7 +159,7 @@ def follow(directory: DataDirectory, step_records: int, source: IO[bytes], sink:
 
 
 def main(arguments: list[str]) -> int:
-    """The child's exit code: 0 when its parent has ended it, 1 when it cannot go on."""
+    """The child's exit code: 0 when its parent has ended it, others when it cannot go on."""
     # A terminal or a service manager signals the whole group; this process ends when its pipe does.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -149,11 +171,11 @@ def main(arguments: list[str]) -> int:
             sys.stdin.buffer,
             sys.stdout.buffer,
         )
-    except StorageError as error:
-        print(f"durable-streamsd indexer: {error}", file=sys.stderr)
-        return 1
     except BrokenPipeError:
         return 0
+    except (StorageError, OSError) as error:
+        print(f"durable-streamsd indexer: {error}", file=sys.stderr)
+        return EXIT_DAMAGED if isinstance(error, CorruptData) else EXIT_FAILED
     return 0
 
 

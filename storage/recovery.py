@@ -25,6 +25,7 @@ from storage.batch import (
     COMMIT,
     COMMIT_BYTES,
     COMMIT_MAGIC,
+    HEAD_BYTES,
     RunEntry,
     encode_batch,
     reseal_blocks,
@@ -206,15 +207,15 @@ def _follow_last(tail: _Tail, segment: SegmentFile) -> None:
             f"{segment.name}, position {tail.end.position}: {reason}, but a committed batch "
             f"follows at position {later}: the log is damaged"
         )
+    # Zeroes ahead of the end are no write; anything else is one that was not finished.
+    if any(read_at(segment.fd, HEAD_BYTES, tail.end.position)):
+        tail.torn_bytes = segment.size_bytes() - tail.end.position
     if last is not None:
         if scanner.damaged_payload(_understood(scanner, last)) is None:
             tail.doubtful = (segment, last)
         else:
             tail.records -= last.head.records
         tail.end = before_last
-        return
-    written = segment.size_bytes() - tail.end.position
-    tail.torn_bytes = written if any(read_at(segment.fd, 48, tail.end.position)) else 0
 
 
 def _understood(scanner: Scanner, frame: Frame) -> BatchView:

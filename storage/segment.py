@@ -165,9 +165,10 @@ class SegmentFile:
         self.fd = -1
         try:
             self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            header = read_at(self.fd, HEADER_BYTES, 0)
         except OSError as error:
-            raise OpenError(f"{path.name}: {error.strerror}") from error
-        self.header = decode_header(read_at(self.fd, HEADER_BYTES, 0), path.name)
+            raise OpenError(f"{path.name}: it cannot be read: {error.strerror}") from error
+        self.header = decode_header(header, path.name)
         self.seed = self.header.seed
 
     def size_bytes(self) -> int:

@@ -295,7 +295,7 @@ class Store:
             return self._resting(Outcome(Kind.MISSING, stream))
         decision = decide(stream, append, self.limits.producers_per_stream_max)
         if isinstance(decision, Outcome):
-            if decision.kind in (Kind.DUPLICATE, Kind.ALREADY_CLOSED):
+            if decision.kind in (Kind.DUPLICATE, Kind.ALREADY_CLOSED) and not self.full:
                 self.touch(stream)
             return self._resting(decision)
         self._check_writable()
@@ -358,15 +358,20 @@ class Store:
         self._delete(stream)
         return self._resting(Outcome(Kind.DELETED, stream))
 
-    def touch(self, stream: Stream) -> None:
-        """A read or a repeated write was begun: a TTL's window slides (protocol 5.1)."""
+    def touch(self, stream: Stream) -> Batch | None:
+        """A read or a repeated write was begun: a TTL's window slides (protocol 5.1).
+
+        Returns the batch that the new deadline rests on, at most once per half grain: who answers
+        before it is durable tells what a crash could take back.
+        """
         deadline_ms = stream.slide(self.now_ms())
         if deadline_ms is None or self.latched or stream.deleted or not stream.durable:
-            return
+            return None
         self._open.undo.append((stream.restore, stream.undo_point(None)))
         stream.persisted_deadline_ms = deadline_ms
         record = Record(RecordType.TOUCH, stream.id, stream.tail, deadline_ms=deadline_ms)
         self._open.add_record(stream, encode(record))
+        return self._open
 
     def hold(self, stream: Stream) -> None:
         """A live reader follows the stream from now on: it stays in memory, and its TTL waits."""
@@ -424,7 +429,10 @@ class Store:
         except OutOfSpace:
             if not sealed.batch.reclaims:
                 raise
-            self.directory.release_reserve(self._disk)
+            try:
+                self.directory.release_reserve(self._disk)
+            except OSError as error:
+                raise Latched(f"giving back the reserve failed: {error.strerror}") from error
             self._log.write(sealed.placement, encoded.buffers, encoded.size_bytes)
 
     def finish(self, sealed: Sealed, error: CommitError | None) -> Finished:

@@ -4,15 +4,16 @@ A `Chunk` is one snapshot: its bytes, next offset, up-to-date and closed belong 
 handler combines them with anything it looked up before or after.
 """
 
+import contextlib
 import logging
 from typing import Literal
 
 from durable_streamsd.core.context import Context
-from durable_streamsd.core.effects import Offload
+from durable_streamsd.core.effects import Durable, Offload
 from durable_streamsd.core.lookup import look_up
 from durable_streamsd.core.offsets import NOW, Offset, Sentinel
 from durable_streamsd.core.problems import Code, Problem
-from storage.errors import CorruptData
+from storage.errors import CommitError, CorruptData
 from storage.reading import Chunk, ColdRead
 from storage.state import Stream
 
@@ -29,12 +30,20 @@ async def begin_read(
     Raises `Problem` when the stream or the offset is not there. When this returns nothing has run
     since the store was asked.
     """
-    stream = await look_up(context.store.visible, path)
+    store = context.store
+    stream = await look_up(store.visible, path)
+    while (batch := store.touch(stream)) is not None:
+        # The answer tells the client that its stream lives on. Where that cannot be written down
+        # reading goes on all the same.
+        with contextlib.suppress(CommitError):
+            await Durable(batch)
+        stream = await look_up(store.visible, path)
+        if store.full or store.latched:
+            break
     if offset is NOW:
         position = stream.durable_tail
     else:
         position = offset.position_in(stream.root, stream.durable_tail)
-    context.store.touch(stream)
     return stream, position
 
 
