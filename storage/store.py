@@ -14,10 +14,11 @@ Invariants
 
 import contextlib
 import time
-from collections import deque
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from storage.accept import accept_append, accept_create, accept_deadline, accept_delete
+from storage.backlog import Backlog
 from storage.directory import DataDirectory
 from storage.disk import Disk
 from storage.errors import (
@@ -36,14 +37,11 @@ from storage.limits import Limits
 from storage.log import Log, LogEnd
 from storage.pending import PendingBatch, Sealed
 from storage.reading import Chunk, ColdRead, Reader, Segments, Snapshot
-from storage.record import Configuration, Record, RecordType, encode, encode_plain_append
 from storage.recovery import Recovered, recover
 from storage.residents import Loaded, Residents, TailCache
 from storage.state import Append, Batch, Kind, Outcome, Run, Stream, StreamConfig, decide
 
-INDEX_INTERVAL_MS = 1_000
 DUE_STREAMS_PER_TICK = 1_000
-PRODUCER_ID_BYTES_MAX = 480
 FULL = "The disk is full: nothing was kept, and writing resumes when there is space."
 LATCHED = "A write to disk failed: the store takes no more writes until the daemon is restarted."
 
@@ -53,15 +51,6 @@ class Finished(NamedTuple):
 
     batches: list[PendingBatch]
     woken: list[Stream]
-
-
-class Unindexed(NamedTuple):
-    """A durable batch that the index does not have yet."""
-
-    sequence: int
-    records: int
-    size_bytes: int
-    streams: list[Stream]
 
 
 class Store:
@@ -92,14 +81,11 @@ class Store:
         segments = Segments(directory.segments, limits.open_segments_max)
         self._reader = Reader(segments, index, limits.read_plans_max)
         self._next_stream_id = recovered.next_stream_id
-        self._durable_sequence = self._indexed_sequence = recovered.end.sequence
+        self._durable_sequence = recovered.end.sequence
         self._open = PendingBatch(recovered.end.sequence + 1)
         self._sealed: Sealed | None = None
         self._held: dict[Stream, None] = {}
-        self._unindexed: deque[Unindexed] = deque()
-        self._unindexed_records = 0
-        self._unindexed_bytes = 0
-        self._indexed_ms = self.now_ms()
+        self._backlog = Backlog(limits, recovered.end.sequence, self.now_ms())
 
     @classmethod
     def open(cls, path: Path, limits: Limits | None = None, disk: Disk | None = None) -> Self:
@@ -132,7 +118,7 @@ class Store:
         self.commit()
         # Without space for the index nothing is lost: whoever opens next brings it up to date.
         with contextlib.suppress(IndexFailed):
-            while not self.latched and self._indexed_sequence < self._durable_sequence:
+            while not self.latched and self._backlog.indexed_sequence < self._durable_sequence:
                 self.index_step()
         self._log.close()
         self._index.close()
@@ -231,8 +217,7 @@ class Store:
         return (
             self._open.payload_bytes < limits.batch_bytes_max
             and len(self._open.records) < limits.batch_records_max
-            and self._unindexed_records < limits.unindexed_records_max
-            and self._unindexed_bytes < limits.unindexed_bytes_max
+            and self._backlog.bearable
         )
 
     def create(self, path: bytes, config: StreamConfig, body: bytes, closed: bool) -> Outcome:
@@ -255,34 +240,14 @@ class Store:
                 return Outcome(Kind.BAD_JSON, None, str(error))
         self._check_writable()
         if existing is not None and not existing.deleted:
-            self._delete(existing)
+            accept_delete(self._open, existing)
         stream = Stream(self._next_stream_id, path, config, now_ms)
         self._next_stream_id += 1
         if existing is not None:
             stream.shadowed = existing if existing.durable else existing.shadowed
         self._open.undo.append((self._residents.put_back, (path, existing)))
         self._residents.put(stream)
-        stream.deadline_ms = config.expires_ms
-        deadline_ms = stream.persisted_deadline_ms = stream.slide(now_ms) or config.expires_ms
-        size = len(framed.data)
-        configuration = Configuration(
-            path, config.content_type.encode("latin-1"), config.ttl_s, config.expires_ms
-        )
-        record = Record(
-            RecordType.CREATE,
-            stream.id,
-            0,
-            size,
-            closes=closed,
-            deadline_ms=deadline_ms,
-            configuration=configuration,
-        )
-        stream.tail = size
-        stream.closed = closed
-        self._open.reclaims = False
-        self._open.add_record(stream, encode(record))
-        if size:
-            self._open.add_payload(stream, 0, framed)
+        accept_create(self._open, stream, framed, closed, now_ms)
         return self._resting(Outcome(Kind.CREATED, stream))
 
     def append(self, stream: Stream, append: Append) -> Outcome:
@@ -299,54 +264,11 @@ class Store:
                 self.touch(stream)
             return self._resting(decision)
         self._check_writable()
-        producer = append.producer
-        producer_id = None if producer is None else producer.id
-        if producer_id is not None and len(producer_id) > PRODUCER_ID_BYTES_MAX:
-            raise ValueError("the index takes no such producer id, and so could never go on")
-        batch = self._open
-        batch.undo.append((stream.restore, stream.undo_point(producer_id)))
-        deadline_ms = stream.slide(now_ms)
-        if deadline_ms is not None:
-            stream.persisted_deadline_ms = deadline_ms
-        start = stream.tail
-        size = len(decision.data)
+        accept_append(self._open, stream, append, decision, now_ms)
         outcome = Outcome(Kind.APPENDED, stream)
-        if (
-            producer is None
-            and append.stream_seq is None
-            and not append.close
-            and deadline_ms is None
-        ):
-            record = encode_plain_append(stream.id, start, size)
-        else:
-            record = encode(
-                Record(
-                    RecordType.APPEND,
-                    stream.id,
-                    start,
-                    size,
-                    producer,
-                    append.stream_seq,
-                    append.close,
-                    deadline_ms,
-                )
-            )
-            if producer is not None:
-                if stream.producers.get(producer.id) is None:
-                    stream.producer_count += 1
-                stream.producers[producer.id] = (producer.epoch, producer.seq)
-                outcome.epoch, outcome.seq = producer.epoch, producer.seq
-            if append.stream_seq is not None:
-                stream.stream_seq = append.stream_seq
-            if append.close:
-                stream.closed = outcome.closed = True
-                stream.closer = producer
-        stream.tail = outcome.tail = start + size
-        batch.reclaims = False
-        batch.add_record(stream, record)
-        if size:
-            batch.add_payload(stream, start, decision)
-        outcome.batch = batch
+        if append.producer is not None:
+            _, outcome.epoch, outcome.seq = append.producer
+        outcome.batch = self._open
         return outcome
 
     def delete(self, stream: Stream) -> Outcome:
@@ -355,7 +277,7 @@ class Store:
             return self._resting(Outcome(Kind.MISSING, stream))
         if self.latched:
             raise Latched(LATCHED)
-        self._delete(stream)
+        accept_delete(self._open, stream)
         return self._resting(Outcome(Kind.DELETED, stream))
 
     def touch(self, stream: Stream) -> Batch | None:
@@ -367,10 +289,7 @@ class Store:
         deadline_ms = stream.slide(self.now_ms())
         if deadline_ms is None or self.latched or stream.deleted or not stream.durable:
             return None
-        self._open.undo.append((stream.restore, stream.undo_point(None)))
-        stream.persisted_deadline_ms = deadline_ms
-        record = Record(RecordType.TOUCH, stream.id, stream.tail, deadline_ms=deadline_ms)
-        self._open.add_record(stream, encode(record))
+        accept_deadline(self._open, stream, deadline_ms)
         return self._open
 
     def hold(self, stream: Stream) -> None:
@@ -398,16 +317,10 @@ class Store:
         if self.full:
             raise OutOfSpace(FULL)
 
-    def _delete(self, stream: Stream) -> None:
-        self._open.undo.append((stream.restore, stream.undo_point(None)))
-        stream.deleted = True
-        record = Record(RecordType.DELETE, stream.id, stream.tail)
-        self._open.add_record(stream, encode(record))
-
     def _expire(self, stream: Stream) -> None:
         """Write down that a stream's time is over, where writing is possible."""
         if not self.latched and not stream.deleted:
-            self._delete(stream)
+            accept_delete(self._open, stream)
 
     # Commits
 
@@ -461,7 +374,7 @@ class Store:
             )
             position += entry.length
             stream.runs.append(run)
-            self._cache.add(run, self._indexed_sequence)
+            self._cache.add(run, self._backlog.indexed_sequence)
         woken = []
         for stream, tail, closed, deleted in sealed.effects:
             if tail != stream.durable_tail or closed != stream.durable_closed or deleted:
@@ -471,7 +384,7 @@ class Store:
             stream.durable_tail = tail
             stream.durable_closed = closed
             stream.gone = deleted
-        self._note_unindexed(sealed)
+        self._backlog.add(sealed)
         return Finished([batch], woken)
 
     def commit(self) -> CommitError | None:
@@ -503,41 +416,15 @@ class Store:
 
     # The index
 
-    def _note_unindexed(self, sealed: Sealed) -> None:
-        note = Unindexed(
-            sealed.batch.sequence,
-            len(sealed.batch.records),
-            sealed.encoded.size_bytes,
-            list(sealed.batch.touched),
-        )
-        self._unindexed.append(note)
-        self._unindexed_records += note.records
-        self._unindexed_bytes += note.size_bytes
-
     def index_due(self) -> LogEnd | None:
         """How far the index should be taken now; None if that can wait."""
-        if self.indexing or not self._unindexed:
-            return None
-        limits = self.limits
-        if (
-            self._unindexed_records >= limits.index_step_records
-            or self._unindexed_bytes >= limits.unindexed_bytes_max // 4
-            or self.now_ms() - self._indexed_ms >= INDEX_INTERVAL_MS
-        ):
-            return self._log.end
-        return None
+        due = not self.indexing and self._backlog.due(self.now_ms())
+        return self._log.end if due else None
 
     def indexed(self, checkpoint: Checkpoint) -> None:
         """The index got this far: what it has need not stay in memory."""
         self.indexing = False
-        self._indexed_ms = self.now_ms()
-        self._indexed_sequence = max(self._indexed_sequence, checkpoint.sequence)
-        while self._unindexed and self._unindexed[0].sequence <= checkpoint.sequence:
-            note = self._unindexed.popleft()
-            self._unindexed_records -= note.records
-            self._unindexed_bytes -= note.size_bytes
-            for stream in note.streams:
-                stream.runs.drop(checkpoint.sequence)
+        self._backlog.reached(checkpoint.sequence, self.now_ms())
 
     def index_step(self) -> None:
         """Take the index on by one step, here and now."""
@@ -590,7 +477,7 @@ class Store:
             self.full = False
         if not self.latched:
             self._expire_due(now_ms)
-        self._residents.evict(now_ms, self._indexed_sequence)
+        self._residents.evict(now_ms, self._backlog.indexed_sequence)
 
     def _has_space(self) -> bool:
         free_bytes = self._disk.free_bytes(self.directory.path)
@@ -614,6 +501,6 @@ class Store:
             if stream is None or stream.deleted:
                 continue
             if stream.expired(now_ms):
-                self._delete(stream)
+                accept_delete(self._open, stream)
             elif stream.live_readers:
                 self.touch(stream)

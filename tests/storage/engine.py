@@ -193,7 +193,7 @@ def content(store: Store, path: bytes, limit_bytes: int = READ_BYTES) -> bytes:
 
 def index_all(store: Store) -> None:
     """Bring the index up to what is durable."""
-    while store._indexed_sequence < store._durable_sequence:
+    while store._backlog.indexed_sequence < store._durable_sequence:
         store.index_step()
 
 
@@ -202,8 +202,8 @@ def forget(store: Store) -> None:
     index_all(store)
     store.tick(store.now_ms())
     clock_ms = store.now_ms() + store.limits.idle_ms
-    store._residents.evict(clock_ms, store._indexed_sequence)
-    store._residents.evict(clock_ms, store._indexed_sequence)
+    store._residents.evict(clock_ms, store._backlog.indexed_sequence)
+    store._residents.evict(clock_ms, store._backlog.indexed_sequence)
     assert not len(store._residents)
 
 

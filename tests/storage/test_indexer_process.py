@@ -51,7 +51,7 @@ class Loop:
 
     def all_indexed(self) -> bool:
         """Whether the index has everything, as far as the store was told."""
-        return self.store._indexed_sequence == self.store._durable_sequence
+        return self.store._backlog.indexed_sequence == self.store._durable_sequence
 
     def child_pid(self) -> int:
         """The child that runs now."""

@@ -66,7 +66,7 @@ def test_accepting_waits_for_the_index(tmp_path: Path, what: str) -> None:
     while not store.accepting:
         store.index_step()
     engine.index_all(store)
-    assert (store._unindexed_records, store._unindexed_bytes) == (0, 0)
+    assert (store._backlog.records, store._backlog.size_bytes) == (0, 0)
     assert store.index_due() is None
     store.close()
 
@@ -77,12 +77,12 @@ def test_the_index_is_due_by_time_and_by_amount(tmp_path: Path) -> None:
     store = open_store(tmp_path, SMALL)
     engine.create(store, b"s")
     engine.commit(store)
-    assert store.index_due() is None or store.now_ms() - store._indexed_ms >= 1_000
-    store._indexed_ms = store.now_ms()
+    assert store.index_due() is None or store.now_ms() - store._backlog._reached_ms >= 1_000
+    store._backlog._reached_ms = store.now_ms()
     assert store.index_due() is None
     store.clock_ms += 1_000
     assert store.index_due() == store._log.end
-    store._indexed_ms = store.now_ms()
+    store._backlog._reached_ms = store.now_ms()
     for _ in range(SMALL.index_step_records):
         engine.append(store, b"s", b"x")
         engine.commit(store)

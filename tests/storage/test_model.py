@@ -495,7 +495,7 @@ class StoreMachine(RuleBasedStateMachine):
     def index_step(self, steps: int) -> None:
         """The index gets further."""
         for _ in range(steps):
-            if self.store._indexed_sequence < self.store._durable_sequence:
+            if self.store._backlog.indexed_sequence < self.store._durable_sequence:
                 self.store.index_step()
 
     @rule()
@@ -509,7 +509,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.commit()
         engine.index_all(self.store)
         later_ms = self.now_ms + self.limits.idle_ms
-        self.store._residents.evict(later_ms, self.store._indexed_sequence)
+        self.store._residents.evict(later_ms, self.store._backlog.indexed_sequence)
 
     # Restarts
 

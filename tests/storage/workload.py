@@ -74,7 +74,7 @@ class Workload:
         if error is None:
             if chance.random() < 0.4:
                 engine_store = self.store
-                if engine_store._indexed_sequence < engine_store._durable_sequence:
+                if engine_store._backlog.indexed_sequence < engine_store._durable_sequence:
                     engine_store.index_step()
             if chance.random() < 0.3:
                 self.store.tick(self.store.now_ms())

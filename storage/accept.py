@@ -1,0 +1,101 @@
+"""Accepting: what a decided change does to a stream's accepted state and to the open batch.
+
+Every function takes back everything on its own through the batch's undo list, writes one record,
+and leaves the stream resting on the batch. Whether a change may be made is decided before.
+"""
+
+from storage.framing import Framed
+from storage.pending import PendingBatch
+from storage.record import Configuration, Record, RecordType, encode, encode_plain_append
+from storage.state import Append, Stream
+
+PRODUCER_ID_BYTES_MAX = 480
+
+
+def accept_create(
+    batch: PendingBatch, stream: Stream, framed: Framed, closed: bool, now_ms: int
+) -> None:
+    """A new stream, with content or without. Its path is the caller's to give and to take back."""
+    config = stream.config
+    stream.deadline_ms = config.expires_ms
+    stream.persisted_deadline_ms = stream.slide(now_ms) or config.expires_ms
+    stream.tail = len(framed.data)
+    stream.closed = closed
+    record = Record(
+        RecordType.CREATE,
+        stream.id,
+        0,
+        stream.tail,
+        closes=closed,
+        deadline_ms=stream.persisted_deadline_ms,
+        configuration=Configuration(
+            stream.path, config.content_type.encode("latin-1"), config.ttl_s, config.expires_ms
+        ),
+    )
+    batch.reclaims = False
+    batch.add_record(stream, encode(record))
+    if stream.tail:
+        batch.add_payload(stream, 0, framed)
+
+
+def accept_append(
+    batch: PendingBatch, stream: Stream, append: Append, framed: Framed, now_ms: int
+) -> None:
+    """An append, a close, or both, with the producer state and `Stream-Seq` that came with it.
+
+    Raises `ValueError` for a producer id that the index could not take.
+    """
+    producer = append.producer
+    producer_id = None if producer is None else producer.id
+    if producer_id is not None and len(producer_id) > PRODUCER_ID_BYTES_MAX:
+        raise ValueError("the index takes no such producer id, and so could never go on")
+    batch.undo.append((stream.restore, stream.undo_point(producer_id)))
+    start = stream.tail
+    size = len(framed.data)
+    deadline_ms = stream.slide(now_ms)
+    stream.tail = start + size
+    if producer is None and append.stream_seq is None and deadline_ms is None and not append.close:
+        record = encode_plain_append(stream.id, start, size)
+    else:
+        record = encode(
+            Record(
+                RecordType.APPEND,
+                stream.id,
+                start,
+                size,
+                producer,
+                append.stream_seq,
+                append.close,
+                deadline_ms,
+            )
+        )
+        if producer is not None:
+            if stream.producers.get(producer.id) is None:
+                stream.producer_count += 1
+            stream.producers[producer.id] = (producer.epoch, producer.seq)
+        if append.stream_seq is not None:
+            stream.stream_seq = append.stream_seq
+        if append.close:
+            stream.closed = True
+            stream.closer = producer
+        if deadline_ms is not None:
+            stream.persisted_deadline_ms = deadline_ms
+    batch.reclaims = False
+    batch.add_record(stream, record)
+    if size:
+        batch.add_payload(stream, start, framed)
+
+
+def accept_delete(batch: PendingBatch, stream: Stream) -> None:
+    """The end of a stream."""
+    batch.undo.append((stream.restore, stream.undo_point(None)))
+    stream.deleted = True
+    batch.add_record(stream, encode(Record(RecordType.DELETE, stream.id, stream.tail)))
+
+
+def accept_deadline(batch: PendingBatch, stream: Stream, deadline_ms: int) -> None:
+    """A deadline that is written down again, because the stream was accessed."""
+    batch.undo.append((stream.restore, stream.undo_point(None)))
+    stream.persisted_deadline_ms = deadline_ms
+    record = Record(RecordType.TOUCH, stream.id, stream.tail, deadline_ms=deadline_ms)
+    batch.add_record(stream, encode(record))
