@@ -7,8 +7,9 @@ import contextlib
 import itertools
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import click
 import msgspec
@@ -25,12 +26,22 @@ EXIT_FAILED = 1
 EXIT_LOCKED = 3
 PROGRESS_INTERVAL_S = 0.2
 
-data_dir_option = click.option(
-    "--data-dir",
-    metavar="DIRECTORY",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="The data directory; no daemon may have it open.",
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def _directory_option(flag: str, name: str, help_text: str) -> Callable[[Command], Command]:
+    return click.option(
+        flag,
+        name,
+        metavar="DIRECTORY",
+        required=True,
+        type=click.Path(path_type=Path),
+        help=help_text,
+    )
+
+
+data_dir_option = _directory_option(
+    "--data-dir", "data_dir", "The data directory; no daemon may have it open."
 )
 
 
@@ -156,21 +167,8 @@ Example:
   durable-streamsd backup --data-dir /var/lib/durable-streamsd --to /backups/monday
 """
 )
-@click.option(
-    "--data-dir",
-    metavar="DIRECTORY",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="The data directory; a daemon may be using it.",
-)
-@click.option(
-    "--to",
-    "destination",
-    metavar="DIRECTORY",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Where the copy goes: a directory that does not exist yet, or is empty.",
-)
+@_directory_option("--data-dir", "data_dir", "The data directory; a daemon may be using it.")
+@_directory_option("--to", "destination", "Where the copy goes: an empty directory, or a new one.")
 def backup(data_dir: Path, destination: Path) -> None:
     """Copy a data directory, also while a daemon is using it.
 
@@ -187,20 +185,9 @@ Example:
   durable-streamsd restore --from /backups/monday --data-dir /var/lib/durable-streamsd
 """
 )
-@click.option(
-    "--from",
-    "source",
-    metavar="DIRECTORY",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="The backup.",
-)
-@click.option(
-    "--data-dir",
-    metavar="DIRECTORY",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="What to make of it: a directory that does not exist yet, or is empty.",
+@_directory_option("--from", "source", "The backup.")
+@_directory_option(
+    "--data-dir", "data_dir", "What to make of it: an empty directory, or a new one."
 )
 def restore(source: Path, data_dir: Path) -> None:
     """Make a data directory of a backup.
