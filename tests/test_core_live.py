@@ -10,7 +10,7 @@ from test_core_sse import Event, parse_events
 
 from durable_streamsd.core.context import Options
 from durable_streamsd.core.cursor import current
-from durable_streamsd.core.effects import Send, StreamBroken, Wake
+from durable_streamsd.core.effects import Offload, Send, StreamBroken, Wake
 from durable_streamsd.core.offsets import format_offset
 from durable_streamsd.core.sse import HEARTBEAT
 from storage.errors import CorruptData
@@ -138,6 +138,30 @@ def test_a_deleted_stream_is_not_read(driver: Driver) -> None:
     driver.request("DELETE", b"t")
     assert stream.look_again().over
     assert data_of(stream) == []
+
+
+def test_a_stream_deleted_while_its_bytes_are_looked_for(driver: Driver) -> None:
+    """Where the deletion overtakes a look-up, a read gets 404 and an event stream just ends."""
+    size = 3 * driver.context.options.event_bytes_max
+    driver.create(b"b", "application/octet-stream", bytes(size))
+    driver.reopen()
+    driver.context.store = driver.store
+    driver.held = (Wake, Offload)
+    events = driver.get(b"b", START + b"sse")
+    assert isinstance(events.waiting, Offload)
+    events.advance(events.waiting.call())
+    read = driver.get(b"b")
+    assert events.head is not None
+    driver.request("DELETE", b"b")
+    driver.store.index_step()
+    for exchange in (events, read):
+        assert isinstance(exchange.waiting, Offload)
+        with pytest.raises(CorruptData) as overtaken:
+            exchange.waiting.call()
+        exchange.advance(error=overtaken.value)
+        assert exchange.over
+    assert events.response is None
+    assert read.status == 404
 
 
 @pytest.mark.parametrize("live", [b"long-poll", b"sse"])

@@ -124,6 +124,8 @@ async def follow(path: bytes, query: Query, context: Context) -> None:
             await _push(stream, event, cursor, ends_s, context)
         except StorageError as error:
             raise StreamBroken from error
+        except Problem:
+            return  # deleted while its bytes were looked for: the last event stands as the end
     finally:
         context.store.release(stream)
 
