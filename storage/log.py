@@ -215,6 +215,7 @@ class ZeroAhead:
         self.failed: OSError | None = None
         self._disk = disk
         self._ahead_bytes = ahead_bytes
+        self._folder = Path()
         self._fd = -1
         self._zeroed_to = 0
         self._written_to = 0
@@ -229,6 +230,7 @@ class ZeroAhead:
         """Begin with another segment."""
         with self._step_under_way:
             self._fd = self._disk.open_write(path)
+            self._folder = path.parent
             self._zeroed_to = self._written_to = position
             self._file_bytes_max = file_bytes_max
 
@@ -280,6 +282,8 @@ class ZeroAhead:
             if size <= 0 or self._fd < 0:
                 return False
             try:
+                if self._disk.free_bytes(self._folder) < 2 * self._ahead_bytes:
+                    return False  # what is left, and the reserve, is for those who need it
                 self._disk.write(self._fd, [ZEROS[:size]], self._zeroed_to)
                 self._disk.sync(self._fd)
             except OSError as error:

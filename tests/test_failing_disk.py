@@ -8,23 +8,21 @@ was acknowledged, and of what was in flight each append whole or not at all.
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import os
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from daemon import Daemon
+from simple_http import Answer, append, ask, create, wait_until
 from volumes import FailingDisk, failing_disk
 
 DISK_BYTES = 48 << 20
 WRITERS = 16
 APPENDS_BEFORE = 200
 WAIT_SECONDS_MAX = 20.0
-TEXT = {"Content-Type": "text/plain"}
 SETTINGS = {"DURABLE_STREAMSD_LONG_POLL_TIMEOUT_S": "1"}
 
 
@@ -48,36 +46,6 @@ def daemon(disk: FailingDisk) -> Iterator[Daemon]:
             running.kill()
 
 
-class Answer:
-    """A response, read to its end."""
-
-    def __init__(self, response: http.client.HTTPResponse) -> None:
-        self.status = response.status
-        self.headers = response.headers
-        self.body = response.read()
-
-
-def ask(
-    daemon: Daemon, method: str, path: str, body: bytes | None = None, **headers: str
-) -> Answer:
-    """One request on a connection of its own."""
-    connection = http.client.HTTPConnection(daemon.url.removeprefix("http://"), timeout=30)
-    try:
-        names = {name.replace("_", "-"): value for name, value in headers.items()}
-        connection.request(method, path, body, names)
-        return Answer(connection.getresponse())
-    finally:
-        connection.close()
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Look again until it holds. Raises AssertionError after WAIT_SECONDS_MAX."""
-    give_up = time.monotonic() + WAIT_SECONDS_MAX
-    while not condition():
-        assert time.monotonic() < give_up, what
-        time.sleep(0.02)
-
-
 class Writer(threading.Thread):
     """An idempotent producer with a stream of its own, until an append is not acknowledged."""
 
@@ -87,12 +55,11 @@ class Writer(threading.Thread):
         self.acknowledged = 0
         self.ended_with: Answer | None = None
         self._daemon = daemon
-        assert ask(daemon, "PUT", self.path, Content_Type="text/plain").status == 201
+        assert create(daemon, self.path).status == 201
 
     def send(self, seq: int) -> Answer:
         """The append with this number."""
-        headers = {"Producer-Id": "p", "Producer-Epoch": "0", "Producer-Seq": str(seq)}
-        return ask(self._daemon, "POST", self.path, self.line(seq), **TEXT, **headers)
+        return append(self._daemon, self.path, self.line(seq), seq)
 
     def line(self, seq: int) -> bytes:
         """The bytes of an append."""
@@ -119,10 +86,15 @@ def test_an_eio_from_the_sync_latches_the_store(disk: FailingDisk, daemon: Daemo
         writer.start()
     wait_until(
         lambda: all(writer.acknowledged >= APPENDS_BEFORE for writer in writers),
+        WAIT_SECONDS_MAX,
         "the writers get on",
     )
     disk.fail()
-    wait_until(lambda: all(writer.ended_with for writer in writers), "all appends are refused")
+    wait_until(
+        lambda: all(writer.ended_with for writer in writers),
+        WAIT_SECONDS_MAX,
+        "all appends are refused",
+    )
 
     assert {writer.ended_with.status for writer in writers if writer.ended_with} == {503}
     for writer in writers:
@@ -137,7 +109,7 @@ def test_an_eio_from_the_sync_latches_the_store(disk: FailingDisk, daemon: Daemo
     first = writers[0].path
     assert ask(daemon, "GET", "/readyz").status == 503
     assert ask(daemon, "GET", "/healthz").status == 200
-    assert ask(daemon, "PUT", "/v1/stream/new", Content_Type="text/plain").status == 503
+    assert create(daemon, "/v1/stream/new").status == 503
     assert ask(daemon, "DELETE", first).status == 503
     tail = ask(daemon, "HEAD", first).headers["Stream-Next-Offset"]
     assert ask(daemon, "GET", f"{first}?offset={tail}&live=long-poll").status == 204

@@ -15,20 +15,24 @@ import os
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from daemon import ROOT, Daemon
+from simple_http import Answer, append, ask, create, wait_until
 from volumes import small_volume
 
 VOLUME_BYTES = 56 << 20
 LEFT_BYTES = 3 << 20
 """What the filler leaves, so that it is an append that fills the disk."""
+RESERVE_LEFT_BYTES = 4 << 20
+"""Of the reserve of 8 MiB, after a few small deletions."""
 APPENDS_MAX = 400
 LARGE_BYTES = 60_000
 DOOMED = 60
+MANY = 600
+"""So many deletions need more than the rest of a block that was written before."""
 RESUME_SECONDS_MAX = 10.0
 WAIT_SECONDS_MAX = 20.0
 TOOL_SECONDS_MAX = 60
@@ -38,30 +42,6 @@ SETTINGS = {
     "DURABLE_STREAMSD_LONG_POLL_TIMEOUT_S": "1",
 }
 LOG = "/v1/stream/log"
-
-
-class Answer:
-    """A response, read to its end."""
-
-    def __init__(self, response: http.client.HTTPResponse) -> None:
-        self.status = response.status
-        self.headers = response.headers
-        self.body = response.read()
-
-
-def ask(
-    daemon: Daemon, method: str, path: str, body: bytes | None = None, seq: int | None = None
-) -> Answer:
-    """One request on a connection of its own; with `seq`, as a producer."""
-    connection = http.client.HTTPConnection(daemon.url.removeprefix("http://"), timeout=30)
-    try:
-        headers = {"Content-Type": "text/plain"}
-        if seq is not None:
-            headers |= {"Producer-Id": "p", "Producer-Epoch": "0", "Producer-Seq": str(seq)}
-        connection.request(method, path, body, headers)
-        return Answer(connection.getresponse())
-    finally:
-        connection.close()
 
 
 def code(answer: Answer) -> str:
@@ -80,14 +60,6 @@ def read(daemon: Daemon, path: str) -> bytes:
         offset = answer.headers["Stream-Next-Offset"]
         if "Stream-Up-To-Date" in answer.headers:
             return data
-
-
-def wait_until(condition: Callable[[], bool], seconds_max: float, what: str) -> None:
-    """Look again until it holds. Raises AssertionError with `what` after a time."""
-    give_up = time.monotonic() + seconds_max
-    while not condition():
-        assert time.monotonic() < give_up, what
-        time.sleep(0.02)
 
 
 class Follower(threading.Thread):
@@ -111,6 +83,12 @@ class Follower(threading.Thread):
         self.ended = True
 
 
+def free_bytes(volume: Path) -> int:
+    """What is left."""
+    stat = os.statvfs(volume)
+    return stat.f_bavail * stat.f_frsize
+
+
 class Filler:
     """A file that somebody else fills the disk with."""
 
@@ -119,8 +97,7 @@ class Filler:
 
     def leave(self, left_bytes: int) -> None:
         """Take space until only so much is left."""
-        stat = os.statvfs(self._path.parent)
-        self._write((stat.f_bavail * stat.f_frsize - left_bytes) // 4096 * 4096)
+        self._write((free_bytes(self._path.parent) - left_bytes) // 4096 * 4096)
 
     def take_all(self) -> None:
         """Take whatever is left."""
@@ -168,13 +145,13 @@ class Writer:
     def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon
         self.acknowledged: list[bytes] = []
-        assert ask(daemon, "PUT", LOG).status == 201
+        assert create(daemon, LOG).status == 201
 
     def write(self, size_bytes: int) -> Answer:
         """Send the next append, or again the one that was not acknowledged."""
         seq = len(self.acknowledged)
         body = (b"%06d " % seq).ljust(size_bytes, b"x") + b"\n"
-        answer = ask(self.daemon, "POST", LOG, body, seq)
+        answer = append(self.daemon, LOG, body, seq)
         if answer.status == 200:
             self.acknowledged.append(body)
         return answer
@@ -193,10 +170,10 @@ class Writer:
         return b"".join(self.acknowledged)
 
 
-def prepare(daemon: Daemon, volume: Path) -> tuple[Writer, Filler]:
+def prepare(daemon: Daemon, volume: Path, doomed: int = DOOMED) -> tuple[Writer, Filler]:
     """Streams to delete, a stream to write to, and a disk that is full."""
-    for number in range(DOOMED):
-        assert ask(daemon, "PUT", f"/v1/stream/doomed/{number}", b"here\n").status == 201
+    for number in range(doomed):
+        assert create(daemon, f"/v1/stream/doomed/{number}", b"here\n").status == 201
     writer = Writer(daemon)
     for _ in range(20):
         assert writer.write(100).status == 200
@@ -225,7 +202,7 @@ def test_a_full_disk_refuses_writes_and_heals_by_itself(daemon: Daemon, volume: 
     follower = Follower(daemon, LOG, tail)
 
     assert writer.write(LARGE_BYTES).status == 507, "again: no state is left of the first"
-    assert ask(daemon, "PUT", "/v1/stream/new").status == 507
+    assert create(daemon, "/v1/stream/new").status == 507
     assert ask(daemon, "GET", "/v1/stream/new").status == 404
     assert read(daemon, LOG) == writer.content
     assert ask(daemon, "GET", f"{LOG}?offset={tail}&live=long-poll").status == 204
@@ -306,6 +283,31 @@ def test_a_daemon_starts_on_a_full_disk(daemon: Daemon, volume: Path) -> None:
     assert read(daemon, LOG) == writer.content
     assert daemon.terminate() == 0
     assert_clean(daemon)
+
+
+def test_the_reserve_is_left_to_those_who_need_it(volume: Path) -> None:
+    """What deletions on a full disk leave of the reserve is there for a start after a kill."""
+    # Large segments have a long way to go ahead of their end.
+    daemon = Daemon(volume / "data")
+    daemon.stderr_path = volume.with_name("stderr")
+    with daemon:
+        writer, filler = prepare(daemon, volume, MANY)
+        filler.take_all()
+        for number in range(MANY):
+            assert ask(daemon, "DELETE", f"/v1/stream/doomed/{number}").status == 204
+        daemon.kill()
+        assert not (daemon.data_dir / "RESERVE").exists(), "it was needed"
+        assert free_bytes(volume) > RESERVE_LEFT_BYTES
+        daemon.start()
+        assert read(daemon, LOG) == writer.content
+        assert ask(daemon, "GET", "/v1/stream/doomed/0").status == 404
+        assert writer.write(LARGE_BYTES).status == 507
+        filler.give_back()
+        wait_until(
+            lambda: writer.write(100).status == 200,
+            RESUME_SECONDS_MAX,
+            "writing resumes when there is space",
+        )
 
 
 def test_stopping_on_a_full_disk_loses_nothing(daemon: Daemon, volume: Path) -> None:

@@ -1,8 +1,9 @@
 """Real kills: a bounded run in which every guarantee holds, and proof that the checker can fail.
 
-The run is `kills.run`: tens of writers and readers, a daemon killed about a dozen times, and the
-checker. The other tests tell the checker stories in which one thing did not happen as the journal
-says, and see it name the guarantee that this breaks. A longer run by hand:
+The runs are `kills.run`: tens of writers and readers, a daemon killed about a dozen times, and the
+checker; once with power cuts (as root). The other tests tell the checker stories in which one thing
+did not happen as the journal says, and see it name the guarantee that this breaks. Longer runs by
+hand:
 
     PYTHONPATH=tests python -m kills.run --kills 200 --seconds-max 600 --seed 1
 """
@@ -36,14 +37,14 @@ from kills.messages import TEXT, digest_of, make_message
 from kills.writers import append_headers
 
 KILLS = 12
+POWER_CUTS = 6
 RUN_SECONDS_MAX = 25
 WHOLE_SECONDS_MAX = 120
 
 
-def test_every_guarantee_holds_through_a_dozen_kills() -> None:
-    """Tens of producers and readers, a dozen kills of all kinds, and nothing is broken."""
-    command = [sys.executable, "-m", "kills.run", "--kills", str(KILLS)]
-    command += ["--seconds-max", str(RUN_SECONDS_MAX), "--seed", "3"]
+def run(*options: str) -> None:
+    """A kill run by its own program; what it prints, the command to repeat it too, if it fails."""
+    command = [sys.executable, "-m", "kills.run", "--seconds-max", str(RUN_SECONDS_MAX), *options]
     result = subprocess.run(
         command,
         cwd=ROOT / "tests",
@@ -53,6 +54,16 @@ def test_every_guarantee_holds_through_a_dozen_kills() -> None:
         timeout=WHOLE_SECONDS_MAX,
     )
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_every_guarantee_holds_through_a_dozen_kills() -> None:
+    """Tens of producers and readers, a dozen kills of all kinds, and nothing is broken."""
+    run("--kills", str(KILLS), "--seed", "3")
+
+
+def test_every_guarantee_holds_through_power_cuts() -> None:
+    """The same when each kill also loses what had not reached the disk."""
+    run("--kills", str(POWER_CUTS), "--seed", "3", "--power-cuts")
 
 
 @pytest.fixture(scope="module")
