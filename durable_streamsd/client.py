@@ -37,6 +37,8 @@ from yarl import URL
 ANSWER_BYTES_MAX = 256 * 1024 * 1024
 ERROR_BODY_BYTES_MAX = 64 * 1024
 DETAIL_CHARACTERS_MAX = 500
+# The sentences for these say it all, and name the stream besides.
+TOLD_WITHOUT_DETAIL = ("not-found", "closed")
 CONNECT_SECONDS_MAX = 10.0
 # Longer than any sensible long-poll time-out and any heartbeat: past it the connection is dead.
 SILENCE_SECONDS_MAX = 90.0
@@ -107,6 +109,16 @@ class Chunk(NamedTuple):
     up_to_date: bool
     closed: bool
     cursor: str | None
+
+
+class Appended(NamedTuple):
+    """What the server says about an append (PROTOCOL.md 5.2, 5.2.1)."""
+
+    next_offset: str
+    duplicate: bool
+    """Nothing was done: the server has a request of this producer with this number already."""
+    last_seq: int | None
+    """The highest number that the server has of the producer's epoch, if it told."""
 
 
 class Producer(NamedTuple):
@@ -250,8 +262,8 @@ class StreamClient:
         content_type: str | None = None,
         close: bool = False,
         producer: Producer | None = None,
-    ) -> str:
-        """Append `data`, close the stream, or both at once (5.2, 5.3); return the next offset.
+    ) -> Appended:
+        """Append `data`, close the stream, or both at once (5.2, 5.3).
 
         Empty `data` needs `close`. After Unreachable with `sent` the outcome is unknown; only with
         a `producer` is it safe to send the same again. Raises Closed if the stream is closed.
@@ -269,7 +281,13 @@ class StreamClient:
         async with self._request(
             "POST", path, {200, 204}, headers=headers, body=data or None
         ) as response:
-            return _next_offset(response)
+            # A close without data is answered 204 in any case; what counts is that it is closed.
+            undone = bool(data) or (close and not _is_closed(response))
+            return Appended(
+                next_offset=_next_offset(response),
+                duplicate=producer is not None and response.status == 204 and undone,
+                last_seq=_number(response.headers.get("Producer-Seq", "")),
+            )
 
     async def head(self, path: str) -> StreamInfo:
         """Metadata of a stream (5.5)."""
@@ -370,21 +388,24 @@ class StreamClient:
             number = error.os_error.errno
             reason = os.strerror(number).lower() if number else str(error.os_error)
             raise Unreachable(f"cannot connect to {url} ({reason})", sent=False) from error
+        except aiohttp.ConnectionTimeoutError as error:
+            reason = f"no answer in {CONNECT_SECONDS_MAX:g} s"
+            raise Unreachable(f"cannot connect to {url} ({reason})", sent=False) from error
         except (aiohttp.InvalidURL, aiohttp.ClientResponseError) as error:
             raise NotTheProtocol(f"{url} does not answer in HTTP as expected ({error})") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            reason = str(error) or type(error).__name__
-            raise Unreachable(f"the connection to {url} broke ({reason})", sent=True) from error
+            silent = isinstance(error, TimeoutError)
+            reason = f" (nothing came for {SILENCE_SECONDS_MAX:g} s)" if silent else ""
+            raise Unreachable(f"connection lost: {url}{reason}", sent=True) from error
 
 
 def _info(response: aiohttp.ClientResponse) -> StreamInfo:
-    ttl = response.headers.get("Stream-TTL", "")
     return StreamInfo(
         url=str(response.url),
         content_type=response.headers.get("Content-Type", "application/octet-stream"),
         next_offset=_next_offset(response),
         closed=_is_closed(response),
-        ttl_seconds=int(ttl) if ttl.isascii() and ttl.isdigit() and len(ttl) < 20 else None,
+        ttl_seconds=_number(response.headers.get("Stream-TTL", "")),
         expires_at=response.headers.get("Stream-Expires-At"),
         created=response.status == 201,
     )
@@ -399,6 +420,10 @@ async def _chunk(response: aiohttp.ClientResponse) -> Chunk:
         closed=_is_closed(response),
         cursor=response.headers.get("Stream-Cursor"),
     )
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
 
 def _next_offset(response: aiohttp.ClientResponse) -> str:
@@ -455,7 +480,9 @@ async def _refusal(response: aiohttp.ClientResponse, url: str) -> Refused:
     status = response.status
     code, detail = _problem(response, await response.content.read(ERROR_BODY_BYTES_MAX))
     kind: type[Refused] = Refused
-    if status == 404:
+    if status == 404 and code == "no-such-route":
+        kind, sentence = Missing, f"{url} is not the URL of a stream"
+    elif status == 404:
         kind, sentence = Missing, f"no stream at {url}"
     elif status == 410:
         kind, sentence = Missing, f"{url} is gone"
@@ -473,8 +500,8 @@ async def _refusal(response: aiohttp.ClientResponse, url: str) -> Refused:
         sentence = f"{url} redirects to {target}: use that URL"
     else:
         sentence = f"the server refused this, status {status}"
-    if detail:
-        sentence += f": {detail}"
+    if detail and code not in TOLD_WITHOUT_DETAIL:
+        sentence += f": {detail.removesuffix('.')}"
     return kind(sentence, status, code, detail)
 
 

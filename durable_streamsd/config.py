@@ -1,23 +1,27 @@
 """The daemon's settings: where they come from, and every limit of the network side.
 
 Precedence: flag, then environment, then configuration file, then the default below. A setting
-`body_bytes_max` is the key `body_bytes_max` in the TOML file, `DURABLE_STREAMSD_BODY_BYTES_MAX` in
+`body_bytes_max` is the key `body-bytes-max` in the TOML file, `DURABLE_STREAMSD_BODY_BYTES_MAX` in
 the environment, and some have a flag (`FLAGS`) whose name, without the dashes in front, works in
-the other two places as well. A key that nobody knows is refused: it is a misspelt one that would
-otherwise not take effect.
+the other two places as well. Dashes and underscores mean the same. Sizes may be strings such as
+`64MiB`. A key that nobody knows is refused: it is a misspelt one that would otherwise not take
+effect.
 
 Left out: the limits of the storage engine that nobody has to choose (`storage.limits`).
 """
 
+import json
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args, get_type_hints
 from urllib.parse import urlsplit
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, inspect
 
 __all__ = ["ENVIRONMENT_PREFIX", "FLAGS", "Settings", "SettingsError", "load_settings"]
 
@@ -35,6 +39,8 @@ FLAGS = {
 """Flags by the setting they set."""
 
 KIB, MIB = 1 << 10, 1 << 20
+UNITS = {"GiB": 1 << 30, "MiB": MIB, "KiB": KIB}
+_SIZE = re.compile(rf"(\d+) ?({'|'.join(UNITS)})")
 
 Seconds = Annotated[float, Meta(ge=0.05, le=86_400)]
 Count = Annotated[int, Meta(ge=1, le=1 << 30)]
@@ -119,7 +125,7 @@ def load_settings(
         *((name, value, _flag(name)) for name, value in flags.items() if value is not None),
     ):
         if name not in Settings.__struct_fields__:
-            raise SettingsError(f"{source}: there is no such setting")
+            raise SettingsError(f"{source}: there is no such setting{_suggestion(name, source)}")
         given[name] = _checked(name, value, source)
         sources[name] = source
     settings = msgspec.convert(given, Settings)
@@ -148,7 +154,16 @@ def _from_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, obj
 
 
 def _setting(key: str) -> str:
-    return FLAGS.get(key.replace("_", "-"), key)
+    return FLAGS.get(key.replace("_", "-"), key.replace("-", "_"))
+
+
+def _suggestion(name: str, source: str) -> str:
+    known = [*Settings.__struct_fields__, *(flag.replace("-", "_") for flag in FLAGS)]
+    for nearest in get_close_matches(name, known, 1):
+        if source.startswith(ENVIRONMENT_PREFIX):
+            return f"; is it {ENVIRONMENT_PREFIX}{nearest.upper()}?"
+        return f"; is it {nearest.replace('_', '-')}?"
+    return ""
 
 
 def _flag(name: str) -> str:
@@ -158,14 +173,52 @@ def _flag(name: str) -> str:
 
 def _checked(name: str, value: object, source: str) -> object:
     """The value as its setting's type. One at a time, so that the sentence can name the place."""
-    if isinstance(value, str) and isinstance(getattr(Settings(), name), bool):
-        value = {"on": True, "yes": True, "off": False, "no": False}.get(value.lower(), value)
+    plain = _from_words(name, value) if isinstance(value, str) else value
     try:
-        one = msgspec.convert({name: value}, Settings, strict=not isinstance(value, str))
-    except msgspec.ValidationError as error:
-        reason = str(error).partition(" - at `$.")[0]
-        raise SettingsError(f"{source}: {reason[0].lower()}{reason[1:]}, not {value!r}") from None
+        one = msgspec.convert({name: plain}, Settings, strict=not isinstance(plain, str))
+    except msgspec.ValidationError:
+        raise SettingsError(f"{source}: expected {_expected(name)}, not {_shown(value)}") from None
     return getattr(one, name)
+
+
+def _from_words(name: str, text: str) -> object:
+    """What people write for switches and sizes, as a value; other text as it is."""
+    if isinstance(getattr(Settings(), name), bool):
+        return {"on": True, "yes": True, "off": False, "no": False}.get(text.lower(), text)
+    if "bytes" in name and (size := _SIZE.fullmatch(text)):
+        return int(size[1]) * UNITS[size[2]]
+    return text
+
+
+def _expected(name: str) -> str:
+    """What a setting takes, in plain words."""
+    described = inspect.type_info(Settings)
+    assert isinstance(described, inspect.StructType)
+    match next(field.type for field in described.fields if field.name == name):
+        case inspect.LiteralType():  # whose values are sorted, where these are in order
+            return f"one of {', '.join(get_args(get_type_hints(Settings)[name]))}"
+        case inspect.BoolType():
+            return "on or off"
+        case inspect.IntType(ge=int(low), le=int(high)) if "bytes" in name:
+            example = _size(getattr(Settings(), name))
+            return f"a number of bytes from {_size(low)} to {_size(high)}, such as {example}"
+        case inspect.IntType(ge=low, le=high):
+            return f"a whole number from {low} to {high}"
+        case inspect.FloatType(ge=low, le=high):
+            return f"a number of seconds from {low:g} to {high:g}"
+    return "text"
+
+
+def _size(size_bytes: int) -> str:
+    for unit, unit_bytes in UNITS.items():
+        if size_bytes and size_bytes % unit_bytes == 0:
+            return f"{size_bytes // unit_bytes}{unit}"
+    return str(size_bytes)
+
+
+def _shown(value: object) -> str:
+    """A value as it may stand in a file."""
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _check_url(settings: Settings, source: str) -> None:
@@ -174,6 +227,6 @@ def _check_url(settings: Settings, source: str) -> None:
     url = urlsplit(settings.public_url)
     if url.scheme not in ("http", "https") or not url.netloc or url.path.strip("/"):
         raise SettingsError(
-            f"{source}: expected scheme and host, such as 'https://streams.example.org', "
-            f"not {settings.public_url!r}"
+            f"{source}: expected scheme and host, such as https://streams.example.org, "
+            f"not {_shown(settings.public_url)}"
         )

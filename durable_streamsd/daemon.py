@@ -24,6 +24,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 
+import durable_streamsd
 from durable_streamsd.committer import Committer
 from durable_streamsd.config import Settings
 from durable_streamsd.core.context import Context, Options
@@ -127,6 +128,7 @@ class Daemon:
         gc.freeze()
         gc.set_threshold(20_000, 20, 100)
         url = _url_of(listener)
+        log.info("%s", _introduction(self._store, url))
         print(f"listening on {url}", flush=True)
         if on_listening is not None:
             on_listening(url)
@@ -193,6 +195,18 @@ class Daemon:
             return EXIT_FAILED
         log.info("stopped")
         return 0
+
+
+def _introduction(store: Store, url: str) -> str:
+    """What is running where, and what opening the store took."""
+    recovered = store.recovered
+    data_dir = store.directory.path.absolute()
+    return (
+        f"version {durable_streamsd.__version__} serves {data_dir} at {url}; "
+        f"recovery: {recovered.records} records indexed, "
+        f"{recovered.torn_bytes} bytes of an unfinished write ignored, "
+        f"{'the last' if recovered.moved else 'no'} batch moved to a new segment"
+    )
 
 
 def build_services(
@@ -266,6 +280,12 @@ def _within_file_limit(settings: Settings) -> Settings:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     possible = max(1, hard - SPARE_FILES)
     if possible < settings.connections_max:
-        log.info("connections_max is %d: the system allows %d open files", possible, hard)
+        usual = possible >= Settings().connections_max / 2
+        log.log(
+            logging.DEBUG if usual else logging.INFO,
+            "connections_max is %d: the system allows %d open files",
+            possible,
+            hard,
+        )
         settings = msgspec.structs.replace(settings, connections_max=possible)
     return settings

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -22,7 +23,7 @@ import click
 import pytest
 from daemon import Daemon, reconnectable_port
 
-from durable_streamsd.cli import CLIENT_COMMANDS, main
+from durable_streamsd.cli import COMMANDS, main
 from durable_streamsd.cli.client_input import characters_end
 from durable_streamsd.cli.client_json import (
     ArraySplitter,
@@ -237,6 +238,16 @@ def test_path_is_encoded_once(run: Run, url: str, path: str, name: str) -> None:
     done(run("delete", path))
 
 
+@pytest.mark.parametrize("name", ["a b", "100%25", "q?x=1#f", "ü/é"])
+def test_path_may_be_a_url(run: Run, path: str, name: str) -> None:
+    """The URL that a command prints names the same stream when it is given as PATH."""
+    path = f"{path.partition('[')[0]}/{name}"
+    printed = done(run("create", path)).decode().split()[1]
+    done(run("write", path, name))
+    assert done(run("read", printed)) == name.encode()
+    done(run("delete", printed))
+
+
 def test_options_before_the_command(url: str, path: str) -> None:
     """--url before the command counts, and one after it counts more."""
     wrong = "http://127.0.0.1:1"
@@ -282,7 +293,11 @@ def test_tail_survives_a_crash_of_the_daemon(tmp_path: Path, mode: str) -> None:
             assert next_line(tail.stdout) == b'"zero"\n'
             for message in (b'"one"', b'"two"'):
                 daemon.kill()
-                assert b"trying again from offset" in next_line(tail.stderr)
+                assert re.fullmatch(
+                    rb"durable-streamsd: (connection lost: \S+|cannot connect to .+)"
+                    rb"; trying again from offset \S+\n",
+                    next_line(tail.stderr),
+                )
                 daemon.start()
                 done(run_at(url, "write", "s", stdin=message))
                 assert next_line(tail.stdout) == message + b"\n"
@@ -416,6 +431,20 @@ def test_sse_cut_between_data_and_offset() -> None:
         assert [b"offset=0&live=sse" in request for request in server.requests[1:]] == [True, True]
 
 
+def test_lost_connection_is_told_plainly() -> None:
+    """A cut event stream is a lost connection to who reads it, with its URL and offset."""
+    cut = answer("200 OK", SSE_HEADER, "Transfer-Encoding: chunked", body=b"5\r\nevent")
+    end = answer(
+        "200 OK",
+        SSE_HEADER,
+        body=b'event: control\ndata:{"streamNextOffset":"0","streamClosed":true}\n\n',
+    )
+    with ScriptedServer(AT_START, cut, end) as server:
+        result = run_at(server.url, "tail", "s", "--sse")
+    lost = f"connection lost: {server.url}/s; trying again from offset 0"
+    assert (result.returncode, result.stderr.decode()) == (0, f"durable-streamsd: {lost}\n")
+
+
 def test_sse_base64() -> None:
     """Base64 data, also over several lines, comes out as bytes."""
     body = b'event: data\ndata: AAH/\ndata: /gA=\n\nevent: control\ndata: {"streamNextOffset": "5"'
@@ -432,6 +461,32 @@ def test_missing_stream(run: Run, url: str, path: str) -> None:
     """Each command but create says that the stream is not there, and ends with 1."""
     for args in (["read"], ["tail"], ["head"], ["delete"], ["write", "--content-type", "a/b"]):
         assert f"no stream at {url}/{path}" in sentence(run(*args, path, stdin=b"x"))
+
+
+def test_missing_stream_can_be_created(run: Run, path: str) -> None:
+    """The command that creates a missing stream is named, except to who wanted to delete it."""
+    for args in (["read"], ["head"], ["write", "--content-type", "a/b"]):
+        text = sentence(run(*args, f"{path} 1", stdin=b"x"))
+        assert text.endswith(f"; create it with: durable-streamsd create '{path} 1'\n")
+    assert "create" not in sentence(run("delete", "gone"))
+
+
+@pytest.mark.parametrize("name", ["read", "head", "create"])
+def test_server_url_without_its_path(url: str, name: str) -> None:
+    """A server URL that stops short of /v1/stream is asked about, also where no body tells."""
+    short = url.removesuffix("/v1/stream")
+    assert f"is {short} the right server URL, or should it end in /v1/stream?" in sentence(
+        run_at(short, name, "s")
+    )
+
+
+def test_path_is_a_url_elsewhere(run: Run, url: str) -> None:
+    """A whole URL of another server is refused with what to do instead."""
+    result = run("read", "http://elsewhere.example/v1/stream/s")
+    assert result.returncode == 2
+    assert f"is not below the server URL {url}: give a path, or name the server" in (
+        result.stderr.decode()
+    )
 
 
 def test_no_daemon() -> None:
@@ -452,7 +507,7 @@ def test_problem_body() -> None:
     body = json.dumps({"code": "no", "detail": "Not\x1b[31m today.\nNo."}).encode()
     problem = answer("400 Bad Request", "Content-Type: application/problem+json", body=body)
     with ScriptedServer(problem) as server:
-        assert "Not [31m today. No." in sentence(run_at(server.url, "read", "s"))
+        assert "Not [31m today. No\n" in sentence(run_at(server.url, "read", "s"))
 
 
 def test_closed_stream_takes_nothing(run: Run, path: str) -> None:
@@ -468,8 +523,33 @@ def test_bad_message_names_its_number(run: Run, path: str) -> None:
     lines = b"\n".join(b"%d" % number for number in range(1001)) + b"\nNaN\n"
     text = sentence(run("write", path, "--batch-json", stdin=lines))
     assert "message 1002 " in text
-    assert "1000 messages before it were appended" in text
+    assert "appended before it: 1000 messages" in text
     assert "--batch-json" in sentence(run("write", path, "1 2", "--json"))
+
+
+def test_number_of_a_producer_used_again(run: Run, path: str) -> None:
+    """A run that begins with a number the server has fails, and says what is not appended."""
+    done(run("create", path, "--content-type", "text/plain"))
+    done(run("write", path, "--producer-id", "p", stdin=b"one\n"))
+    text = sentence(run("write", path, "--producer-id", "p", stdin=b"two!\n"))
+    assert "5 bytes of the input not appended" in text
+    assert "use a higher --epoch, or --seq 1" in text
+    assert "not closed" in sentence(run("write", path, "", "--close", "--producer-id", "p"))
+    done(run("write", path, "two\n", "--producer-id", "p", "--seq", "1"))
+    done(run("write", path, "three\n", "--producer-id", "p", "--epoch", "1"))
+    assert done(run("read", path)) == b"one\ntwo\nthree\n"
+
+
+def test_number_of_a_producer_used_again_later() -> None:
+    """The highest number is the one that the server told; what went before is told, too."""
+    accepted = answer("200 OK", "Stream-Next-Offset: 5")
+    taken = answer("204 No Content", "Stream-Next-Offset: 9", "Producer-Seq: 7")
+    with ScriptedServer(accepted, taken) as server:
+        args = ["--content-type", "application/json", "--batch-json", "--producer-id", "p"]
+        lines = b"\n".join([b"1"] * 1002)
+        text = sentence(run_at(server.url, "write", "s", *args, stdin=lines))
+    assert "2 messages of the input not appended" in text
+    assert "--seq 8; appended before it: 1000 messages\n" in text
 
 
 def test_lost_answer_is_not_repeated() -> None:
@@ -478,6 +558,14 @@ def test_lost_answer_is_not_repeated() -> None:
         text = sentence(run_at(server.url, "write", "s", "x", "--content-type", "a/b"))
         assert "not known" in text
         assert len(server.requests) == 1
+
+
+def test_repeated_request_may_be_a_duplicate() -> None:
+    """After a lost answer of our own the server knows the request, and all is well."""
+    known = answer("204 No Content", "Stream-Next-Offset: 5", "Producer-Seq: 0")
+    with ScriptedServer(b"", known) as server:
+        args = ["--content-type", "a/b", "--producer-id", "p"]
+        done(run_at(server.url, "write", "s", "x", *args))
 
 
 def test_lost_answer_is_repeated_as_a_producer() -> None:
@@ -499,6 +587,10 @@ def test_lost_answer_is_repeated_as_a_producer() -> None:
         ["read", ""],
         ["read", "s", "--url", "ftp://host"],
         ["read", "s", "--url", "http://user:secret@host"],
+        ["read", "http://127.0.0.1:1/"],
+        ["read", "http://127.0.0.1:1/s?offset=-1"],
+        ["read", "http://127.0.0.1:2/s"],
+        ["read", "http://[/s"],
         ["create", "s", "--json", "--content-type", "text/plain"],
         ["create", "s", "--ttl", "soon"],
         ["create", "s", "--content-type", "text/plain\n"],
@@ -519,15 +611,15 @@ def test_usage_errors(args: list[str]) -> None:
 # Help
 
 
-@pytest.mark.parametrize("name", CLIENT_COMMANDS)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help(name: str) -> None:
     """Each command's help has the summary that the overview shows, and an example."""
     context = click.Context(main)
     found = main.get_command(context, name)
     assert found is not None
-    assert found.get_short_help_str(limit=200) == CLIENT_COMMANDS[name].summary
+    assert found.get_short_help_str(limit=200) == COMMANDS[name].summary
     text = found.get_help(click.Context(found, info_name=name))
-    assert CLIENT_COMMANDS[name].summary in text
+    assert COMMANDS[name].summary in text
     assert f"durable-streamsd {name} " in text.partition("Example")[2]
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -84,7 +85,40 @@ def test_verify_names_segment_position_and_stream(data_dir: Path) -> None:
     assert result.returncode == 1
     line = result.stdout.splitlines()[0]
     assert line.startswith(f"{segment.name}, position ")
-    assert ", stream 2: the payload at offset " in line
+    assert ", stream 2 (bytes): the payload at offset " in line
+    assert result.stdout.endswith(": 1 finding\n")
+
+
+@pytest.mark.parametrize("damage", ["no index", "damaged pages", "no page"])
+def test_verify_needs_no_index_to_name_a_stream(data_dir: Path, damage: str) -> None:
+    """Whatever became of the index, damaged payload is reported, with the stream's id at least."""
+    segment = segments(data_dir)[1]
+    data = bytearray(segment.read_bytes())
+    data[data.index(bytes(150)) + 75] ^= 0xFF
+    segment.write_bytes(data)
+    index = data_dir / "index" / "data.mdb"
+    pages = index.read_bytes()
+    if damage == "no index":
+        index.unlink()
+    elif damage == "damaged pages":
+        index.write_bytes(pages[:8192] + bytes(byte ^ 0xFF for byte in pages[8192:]))
+    else:
+        index.write_bytes(pages[:8192])
+    result = run("verify", "--data-dir", data_dir)
+    assert (result.returncode, result.stderr) == (1, "")
+    first, *others = result.stdout.splitlines()
+    assert ", stream 2: the payload at offset " in first
+    assert others[0].startswith("index/data.mdb")
+
+
+def test_verify_says_once_that_the_index_is_missing(data_dir: Path) -> None:
+    """A missing index is one finding in plain words, and what to do about it."""
+    shutil.rmtree(data_dir / "index")
+    result = run("verify", "--data-dir", data_dir)
+    assert result.returncode == 1
+    finding, summary = result.stdout.splitlines()
+    assert finding.startswith("index/data.mdb: the index is missing: run reindex")
+    assert summary.endswith(": 1 finding")
 
 
 def test_verify_finds_an_index_that_differs_from_the_log(data_dir: Path) -> None:
@@ -132,6 +166,77 @@ def test_dump_prints_every_batch(data_dir: Path) -> None:
         run["payload"] for value in batches for run in value["runs"] if run["stream"] == 1
     )
     assert json.loads(f"[{payload[:-1]}]") == [{"n": number} for number in range(60)]
+
+
+def test_dump_of_a_healthy_log_tells_of_no_damage(data_dir: Path) -> None:
+    """The end of the log is called that, with what an unfinished write left behind it or not."""
+    end = json.loads(run("dump", "--data-dir", data_dir).stdout.splitlines()[-1])
+    assert end["because"] == "the log ends here"
+    with segments(data_dir)[-1].open("r+b") as segment:
+        segment.seek(end["end"])
+        segment.write(b"half a head")
+    result = run("dump", "--data-dir", data_dir)
+    end = json.loads(result.stdout.splitlines()[-1])
+    assert end["because"] == "the log ends here; an unfinished write behind it is ignored"
+    assert "damage" not in result.stdout
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_dump_tells_damage_from_the_end(data_dir: Path, number: int) -> None:
+    """Where valid batches come later it is damage, in the last segment as in the others."""
+    values = [json.loads(line) for line in run("dump", "--data-dir", data_dir).stdout.splitlines()]
+    name = segments(data_dir)[number].name
+    at = next(i for i, value in enumerate(values) if value.get("segment") == name)
+    batch = values[at + 2]
+    with segments(data_dir)[number].open("r+b") as segment:
+        segment.seek(batch["position"])
+        segment.write(bytes(8))
+    result = run("dump", "--data-dir", data_dir)
+    damaged = [line for line in map(json.loads, result.stdout.splitlines()) if "damage" in line]
+    assert [(line["segment"], line["end"]) for line in damaged] == [(name, batch["position"])]
+
+
+def test_dump_beside_a_daemon(tmp_path: Path) -> None:
+    """A directory in use can be dumped, and its end is no damage."""
+    with Daemon(tmp_path / "data") as daemon:
+        subprocess.run(
+            ["curl", "-sS", "-X", "PUT", f"{daemon.url}/v1/stream/s"], check=True, timeout=60
+        )
+        result = run("dump", "--data-dir", tmp_path / "data")
+    assert result.returncode == 0
+    assert "damage" not in result.stdout
+
+
+@pytest.mark.parametrize("command", ["dump", "verify", "reindex"])
+def test_a_reader_that_goes_away_is_exit_code_141(data_dir: Path, command: str) -> None:
+    """Whoever closes the output early is told nothing more, as with the stream commands."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        result = subprocess.run(
+            [sys.executable, "-m", "durable_streamsd", command, "--data-dir", data_dir],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert (result.returncode, result.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("command", ["reindex", "backup", "restore", "dump"])
+def test_who_does_not_check_payload_says_so(command: str) -> None:
+    """The help of what looks like a check but is none names the command that is one."""
+    text = " ".join(run(command, "--help").stdout.split())
+    assert "not checked" in text
+    assert '"verify"' in text or 'run "verify"' in text
+
+
+@pytest.mark.parametrize("command", ["dump", "backup"])
+def test_what_works_beside_a_daemon_says_so(command: str) -> None:
+    """The option's help tells whether a daemon may be using the directory."""
+    assert "a daemon may be using it" in " ".join(run(command, "--help").stdout.split())
 
 
 @pytest.mark.parametrize("command", ["verify", "reindex", "serve"])
@@ -184,7 +289,9 @@ def test_the_daemon_refuses_a_damaged_log_unchanged(data_dir: Path) -> None:
 def test_a_backup_opens_verifies_and_restores(data_dir: Path, tmp_path: Path) -> None:
     """A backup of a closed directory is sound, and restoring it gives the same log."""
     copy, back = tmp_path / "copy", tmp_path / "back"
-    assert run("backup", "--data-dir", data_dir, "--to", copy).returncode == 0
+    result = run("backup", "--data-dir", data_dir, "--to", copy)
+    assert result.returncode == 0
+    assert f"payload is not checked: run durable-streamsd verify --data-dir {copy}" in result.stdout
     assert run("verify", "--data-dir", copy).returncode == 0
     assert run("restore", "--from", copy, "--data-dir", back).returncode == 0
     assert digest(back / "segments") == digest(data_dir / "segments")

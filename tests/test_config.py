@@ -50,6 +50,69 @@ def test_the_name_of_a_flag_works_everywhere(tmp_path: Path) -> None:
     assert settings.long_poll_timeout_s == 2
 
 
+@pytest.mark.parametrize("name", ["sse-lifetime-s", "sse_lifetime_s", "sse-lifetime_s"])
+def test_dashes_and_underscores_mean_the_same(tmp_path: Path, name: str) -> None:
+    """Each setting can be written either way, in the file and in the environment."""
+    file = tmp_path / "daemon.toml"
+    file.write_text(f"{name} = 5\n")
+    assert load_settings({}, {}, file).sse_lifetime_s == 5
+    variable = f"DURABLE_STREAMSD_{name.upper()}"
+    assert load_settings({}, {variable: "5"}).sse_lifetime_s == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"), [("16KiB", 16 << 10), ("64 MiB", 64 << 20), ("1GiB", 1 << 30)]
+)
+def test_sizes_take_units(tmp_path: Path, text: str, size_bytes: int) -> None:
+    """A size is a number of bytes or has a unit, wherever it comes from."""
+    file = tmp_path / "daemon.toml"
+    file.write_text(f"max-body = '{text}'\n")
+    assert load_settings({}, {}, file).body_bytes_max == size_bytes
+    assert load_settings({"body_bytes_max": text}, {}).body_bytes_max == size_bytes
+    assert load_settings({"body_bytes_max": str(size_bytes)}, {}).body_bytes_max == size_bytes
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"log_level": "loud"}, 'one of debug, info, warning, error, not "loud"'),
+        ({"port": "http"}, 'a whole number from 0 to 65535, not "http"'),
+        ({"long_poll_timeout_s": "soon"}, 'a number of seconds from 0.05 to 86400, not "soon"'),
+        (
+            {"body_bytes_max": "1MB"},
+            'a number of bytes from 1 to 1GiB, such as 64MiB, not "1MB"',
+        ),
+        ({"express_lane": "maybe"}, 'on or off, not "maybe"'),
+        ({"port": True}, "a whole number from 0 to 65535, not true"),
+        ({"host": 5}, "text, not 5"),
+    ],
+)
+def test_a_bad_value_is_answered_with_what_is_expected(flags: dict[str, object], said: str) -> None:
+    """The sentence says in plain words what the setting takes and what it was given."""
+    with pytest.raises(SettingsError) as caught:
+        load_settings(flags, {})
+    assert str(caught.value).partition(": ")[2] == f"expected {said}"
+
+
+@pytest.mark.parametrize("name", Settings.__struct_fields__)
+def test_every_setting_can_say_what_it_expects(name: str) -> None:
+    """No setting is without words for what it takes."""
+    with pytest.raises(SettingsError, match=r"expected .+, not \{\}"):
+        load_settings({name: {}}, {})
+
+
+def test_an_unknown_name_suggests_the_nearest(tmp_path: Path) -> None:
+    """A misspelt name is answered with the one that was probably meant, as it is written there."""
+    file = tmp_path / "daemon.toml"
+    file.write_text("log-poll-timeout = 5\n")
+    with pytest.raises(SettingsError, match=r"no such setting; is it long-poll-timeout\?$"):
+        load_settings({}, {}, file)
+    with pytest.raises(SettingsError, match=r"; is it DURABLE_STREAMSD_PORT\?$"):
+        load_settings({}, {"DURABLE_STREAMSD_PROT": "1"})
+    with pytest.raises(SettingsError, match=r"there is no such setting$"):
+        load_settings({}, {"DURABLE_STREAMSD_QWXZ": "1"})
+
+
 def test_every_flag_sets_a_setting() -> None:
     """The table of flags names settings that exist."""
     assert set(FLAGS.values()) <= set(Settings.__struct_fields__)

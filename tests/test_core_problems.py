@@ -60,3 +60,9 @@ def test_reserved_routes_have_their_own_shape() -> None:
     assert json.loads(response.body or b"") == {
         "error": {"code": "NOT_FOUND", "message": "Nothing."}
     }
+
+
+def test_a_missing_stream_is_told_whoever_asks() -> None:
+    """The sentence suits users of HTTP and of the command line: it names no method of either."""
+    document = json.loads(Problem(Code.NOT_FOUND).response(COMMON).body or b"")
+    assert document["detail"] == "There is no stream at this path."

@@ -136,6 +136,7 @@ def test_events_of_any_size_make_up_the_text(text: str, limit: int) -> None:
         (b"\xe2\x82", True, 0),
         (b"\xe2\x82", False, 2),
         (b"a\r\xe2", False, 1),
+        (b"\r\xf0\x90\x80", False, 1),
         (b"a\x82\x82\x82\x82", True, 5),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -15,10 +16,21 @@ import pytest
 from daemon import ROOT, Daemon
 from raw_http import RawClient, encode
 
+from durable_streamsd import __version__
+from durable_streamsd.daemon import SPARE_FILES
+
 TEXT = "Content-Type: text/plain"
 PATH = "/v1/stream/test"
 LANES = {"express": "on", "general": "off"}
 ENDS_S_MAX = 20
+LIMITED = """
+import resource, sys
+limit = int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+from durable_streamsd.cli import main
+main()
+"""
+"""Runs the command line with so many open files, its first argument, and no more."""
 
 
 @pytest.fixture(params=LANES)
@@ -270,6 +282,8 @@ def test_dev_needs_nothing(tmp_path: Path) -> None:
     command = process.stdout.readline().strip()
     assert command.startswith("curl ")
     assert f"{url}/v1/stream/" in command
+    assert process.stdout.readline().startswith("  curl ")
+    assert process.stdout.readline() == "Ctrl-C stops it\n"
     with RawClient(url) as client:
         assert client.request("GET", "/healthz").status == 200
     process.send_signal(signal.SIGINT)
@@ -288,6 +302,44 @@ def test_dev_keeps_a_directory_that_it_was_given(tmp_path: Path) -> None:
     process.communicate(timeout=ENDS_S_MAX)
     assert process.returncode == 0
     assert (tmp_path / "data").is_dir()
+
+
+def test_the_start_is_logged(tmp_path: Path) -> None:
+    """One line says what runs where and what recovery did, after a clean stop and after a kill."""
+    daemon = Daemon(tmp_path / "data").start()
+    with RawClient(daemon.url) as client:
+        assert client.request("PUT", PATH, TEXT, body=b"x").status == 201
+    daemon.kill()
+    with daemon:
+        lines = daemon.stderr_path.read_text().splitlines()
+        assert len(lines) == 2, lines
+        said = f"version {__version__} serves {tmp_path / 'data'} at {daemon.url}; recovery: "
+        fresh = "0 records indexed, 0 bytes of an unfinished write ignored, no batch moved"
+        assert fresh in lines[0]
+        assert said in lines[1]
+        assert re.search(r"[1-9]\d* records indexed, \d+ bytes .*, the last batch moved", lines[1])
+
+
+@pytest.mark.parametrize(("spare", "told"), [(10_000, False), (9_999, True)])
+def test_a_low_limit_of_files_is_told(tmp_path: Path, spare: int, told: bool) -> None:
+    """How many connections are possible is worth a line only where it is far below the usual."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = spare + SPARE_FILES
+    if hard != resource.RLIM_INFINITY and hard < limit:
+        pytest.skip("this system allows fewer open files than the test needs")
+    process = subprocess.Popen(
+        [sys.executable, "-c", LIMITED, str(limit), "serve", "--port", "0", "--data-dir", "data"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.terminate()
+    _, errors = process.communicate(timeout=ENDS_S_MAX)
+    assert ("connections_max" in errors) is told, errors
 
 
 def test_logs_are_one_line_each(tmp_path: Path) -> None:

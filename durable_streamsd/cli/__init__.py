@@ -22,7 +22,7 @@ class _Command(NamedTuple):
 
 
 CLIENT_COMMANDS = {
-    "create": _Command("client", "Create a stream, or find it as described."),
+    "create": _Command("client", "Create a stream; finding an identical one is fine."),
     "write": _Command("client", "Append CONTENT, or standard input, to a stream."),
     "read": _Command("client", "Print a stream from an offset to its end, then stop."),
     "tail": _Command("client", "Print a stream and go on as it grows, until it is closed."),

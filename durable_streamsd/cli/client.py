@@ -13,23 +13,22 @@ import click
 
 from durable_streamsd.cli.client_common import (
     Server,
-    WorkFailed,
     header_value,
     hint,
     print_chunk,
     run,
-    say,
     server_options,
     watching_output,
 )
 from durable_streamsd.cli.client_follow import follow
 from durable_streamsd.cli.client_write import write
+from durable_streamsd.cli.output import WorkFailed, print_line, say
 from durable_streamsd.client import StreamError, StreamInfo, Unavailable, Unreachable
 
 __all__ = ["create", "delete", "head", "read", "tail", "write"]
 
 
-@click.command(short_help="Create a stream, or find it as described.")
+@click.command(short_help="Create a stream; finding an identical one is fine.")
 @server_options
 @click.option(
     "--content-type",
@@ -61,7 +60,7 @@ def create(
     expires_at: str | None,
     closed: bool,
 ) -> None:
-    """Create a stream, or find it as described.
+    """Create a stream; finding an identical one is fine.
 
     Prints "created URL", or "exists URL" if the stream is there already with the same type, expiry
     and closure; if it is there with others, nothing is changed and the exit code is 1.
@@ -85,7 +84,7 @@ def create(
                 expires_at=expires_at,
                 closed=closed,
             )
-        click.echo(f"{'created' if info.created else 'exists'} {info.url}")
+        print_line(f"{'created' if info.created else 'exists'} {info.url}")
 
     run(work())
 
@@ -221,7 +220,7 @@ def head(server: Server, path: str, as_json: bool) -> None:
     async def work() -> None:
         async with server.client() as client:
             info = await client.head(path)
-        click.echo(json.dumps(_described(info)) if as_json else _listed(info))
+        print_line(json.dumps(_described(info)) if as_json else _listed(info))
 
     run(work())
 

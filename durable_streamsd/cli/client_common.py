@@ -1,23 +1,29 @@
-"""What the stream commands share: the server they talk to, how they end, and standard output.
-
-Output goes straight to the file descriptor, so that nothing waits in a buffer and a reader that
-went away is noticed at the write that met it.
-"""
+"""What the stream commands share: the server they talk to, how they end, and printing chunks."""
 
 import asyncio
 import fcntl
 import functools
 import os
+import shlex
 import stat
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import click
 from yarl import URL
 
 from durable_streamsd.cli.client_json import NotJson, to_lines
+from durable_streamsd.cli.output import (
+    EXIT_OUTPUT_CLOSED,
+    STDOUT,
+    OutputClosed,
+    WorkFailed,
+    fail,
+    write_out,
+)
 from durable_streamsd.client import (
     Chunk,
     Refused,
@@ -27,19 +33,10 @@ from durable_streamsd.client import (
     is_json,
 )
 
-DEFAULT_URL = "http://localhost:4437/v1/stream"
-STDIN, STDOUT = 0, 1
-EXIT_FAILED = 1
+STREAM_ROOT = "/v1/stream"
+DEFAULT_URL = f"http://localhost:4437{STREAM_ROOT}"
+STDIN = 0
 EXIT_INTERRUPTED = 128 + 2  # as a shell reports SIGINT
-EXIT_OUTPUT_CLOSED = 128 + 13  # as a shell reports SIGPIPE
-
-
-class WorkFailed(Exception):
-    """The command cannot do its work; the message is one sentence for standard error."""
-
-
-class OutputClosed(Exception):
-    """The reader of standard output went away: there is nobody left to tell."""
 
 
 class Server(NamedTuple):
@@ -63,8 +60,9 @@ def server_options(command: Callable[..., None]) -> Callable[..., None]:
         show_default=True,
         show_envvar=True,
         metavar="URL",
+        is_eager=True,  # PATH may have to be compared with it
         callback=_checked_url,
-        help="Server URL that PATH is relative to.",
+        help="Server URL that PATH is relative to; PATH may also be a whole URL below it.",
     )
     @click.option(
         "--auth",
@@ -104,24 +102,28 @@ def run(work: Coroutine[Any, Any, None]) -> None:
         fail(str(error))
 
 
-def fail(sentence: str) -> NoReturn:
-    """Say why on standard error and exit with 1."""
-    say(sentence)
-    sys.exit(EXIT_FAILED)
-
-
-def say(sentence: str) -> None:
-    """One line on standard error."""
-    click.echo(f"durable-streamsd: {sentence}", err=True)
-
-
 def hint(error: StreamError) -> str:
     """What the user can do about an error, where the error does not say it."""
     if isinstance(error, Unreachable) and not error.sent:
         return '; start a daemon with "durable-streamsd dev", or name one with --url or STREAM_URL'
-    if isinstance(error, Refused) and error.status == 401:
+    if not isinstance(error, Refused):
+        return ""
+    if error.status == 401:
         return "; give credentials with --auth or STREAM_AUTH"
-    return ""
+    return _hint_of_missing(error) if error.status == 404 else ""
+
+
+def _hint_of_missing(error: Refused) -> str:
+    context = click.get_current_context()
+    url = URL(context.params["url"])
+    # An answer to HEAD cannot tell, for want of a body, whether the stream or the route is missing.
+    in_doubt = error.code is None and not url.path.rstrip("/").endswith(STREAM_ROOT)
+    if error.code == "no-such-route" or in_doubt:
+        return f"; is {url} the right server URL, or should it end in {STREAM_ROOT}?"
+    if context.info_name == "delete":
+        return ""
+    path = shlex.quote(context.params["path"])
+    return f"; create it with: durable-streamsd create {path}"
 
 
 def print_chunk(chunk: Chunk) -> None:
@@ -134,18 +136,6 @@ def print_chunk(chunk: Chunk) -> None:
     except NotJson as error:
         raise WorkFailed(f"the server's answer is not a JSON array: {error}") from error
     write_out(lines)
-
-
-def write_out(data: bytes) -> None:
-    """All of `data` on standard output; OutputClosed if its reader went away."""
-    rest = memoryview(data)
-    while rest:
-        try:
-            rest = rest[os.write(STDOUT, rest) :]
-        except BrokenPipeError:
-            raise OutputClosed from None
-        except OSError as error:
-            raise WorkFailed(f"cannot write to standard output ({error.strerror})") from error
 
 
 @contextmanager
@@ -211,8 +201,29 @@ def _checked_auth(
     return header_value(context, parameter, _before_command(context, parameter, value) or None)
 
 
-def _checked_path(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
-    path = value.removeprefix("/")
+def _checked_path(context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    if value.lower().startswith(("http://", "https://")):
+        path = _path_below(context.params["url"], value)
+    else:
+        path = value.removeprefix("/")
     if not path:
         raise click.BadParameter("is empty.")
     return path
+
+
+def _path_below(server: str, value: str) -> str:
+    """The plain path of a stream's whole URL."""
+    try:
+        root, url = URL(server), URL(value)
+        below = url.origin() == root.origin()
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is not a URL ({error}).") from error
+    prefix = root.raw_path.rstrip("/") + "/"
+    if not below or not url.raw_path.startswith(prefix):
+        raise click.BadParameter(
+            f"{value!r} is not below the server URL {server}: give a path, or name the server "
+            "with --url or STREAM_URL."
+        )
+    if url.query_string or url.fragment:
+        raise click.BadParameter(f"{value!r} has a query or fragment, which names no stream.")
+    return unquote(url.raw_path.removeprefix(prefix), errors="surrogateescape")

@@ -5,7 +5,9 @@ failure in the middle leaves the earlier part appended, and the error says how m
 the messages of one request are appended together or not at all.
 
 A request whose outcome is unknown is not repeated (it could append twice), unless the user named a
-producer, by which the server recognises it.
+producer, by which the server recognises it. But a producer's numbers are the user's to choose: a
+request that the server takes for a repetition although it was sent once was not appended, and that
+is a failure.
 """
 
 import os
@@ -18,7 +20,6 @@ import click
 from durable_streamsd.cli.client_common import (
     STDIN,
     Server,
-    WorkFailed,
     header_value,
     hint,
     run,
@@ -32,7 +33,9 @@ from durable_streamsd.cli.client_json import (
     NotJson,
     check_message,
 )
+from durable_streamsd.cli.output import WorkFailed, counted
 from durable_streamsd.client import (
+    Appended,
     Producer,
     StreamClient,
     StreamError,
@@ -69,41 +72,63 @@ class Appender:
         if not data and not close:
             return
         try:
-            self.next_offset = await self._append(data, close)
+            appended, repeated = await self._append(data, close)
         except StreamError as error:
             unknown = isinstance(error, Unreachable) and error.sent
             outcome = "; whether this part was appended is not known" if unknown else ""
             raise WorkFailed(f"{error}{hint(error)}{outcome}{self.before()}") from error
         if self._producer is not None:
+            if appended.duplicate and not repeated:
+                raise self._number_taken(self._producer, appended, data, close, messages)
             self._producer = self._producer._replace(seq=self._producer.seq + 1)
+        self.next_offset = appended.next_offset
         self._bytes += len(data)
         self._messages += messages
         self.closed = close
         self._show_progress()
 
-    async def _append(self, data: bytes, close: bool) -> str:
+    async def _append(self, data: bytes, close: bool) -> tuple[Appended, bool]:
+        """The answer, and whether an earlier attempt may have been carried out."""
         backoff = Backoff()
+        repeated = False
         for repeats_left in range(REPEATS_MAX if self._producer else 0, -1, -1):
             try:
-                return await self._client.append(
+                appended = await self._client.append(
                     self._path,
                     data,
                     content_type=self._content_type,
                     close=close,
                     producer=self._producer,
                 )
-            except (Unreachable, Unavailable):
+                return appended, repeated
+            except (Unreachable, Unavailable) as error:
                 if not repeats_left:
                     raise
+                repeated = repeated or not isinstance(error, Unreachable) or error.sent
             await backoff.pause()
         raise AssertionError("the last attempt returns or raises")
+
+    def _number_taken(
+        self, producer: Producer, answer: Appended, data: bytes, close: bool, messages: int
+    ) -> WorkFailed:
+        if not data:
+            lost = "the stream was not closed"
+        else:
+            lost = counted(messages, "message") if messages else counted(len(data), "byte")
+            lost += " of the input not appended" + (", and the stream not closed" if close else "")
+        used = producer.seq if answer.last_seq is None else answer.last_seq
+        return WorkFailed(
+            f"{lost}: the server has request number {producer.seq} of producer {producer.id!r}, "
+            f"epoch {producer.epoch}, from before and takes this one for its repetition; "
+            f"use a higher --epoch, or --seq {used + 1}{self.before()}"
+        )
 
     def before(self) -> str:
         """What to add to an error about input of which some is appended already."""
         if self._messages:
-            return f"; {self._messages} messages before it were appended"
+            return f"; appended before it: {counted(self._messages, 'message')}"
         if self._bytes:
-            return f"; {self._bytes} bytes before it were appended"
+            return f"; appended before it: {counted(self._bytes, 'byte')}"
         return ""
 
     def _show_progress(self) -> None:
@@ -144,7 +169,7 @@ class Appender:
     "--epoch",
     type=click.IntRange(0, PRODUCER_NUMBER_MAX),
     metavar="N",
-    help="Epoch of the producer; a higher one locks out lower ones.  [default: 0]",
+    help="Epoch of the producer; a higher one begins anew and locks out lower ones.  [default: 0]",
 )
 @click.option(
     "--seq",
@@ -179,7 +204,10 @@ def write(
     read as one array, not as lines.
 
     Nothing is repeated after a broken connection unless --producer-id is given. A producer's
-    numbers count requests: after a run that failed, use a higher --epoch, not the old numbers.
+    numbers count its requests, and the server takes a number that it has seen for a repetition, so
+    each run needs a higher --epoch, or as --seq the number after the last run's last. A run that
+    uses numbers again appends nothing with them and ends with 1. After a run that failed, use a
+    higher --epoch.
 
     \b
     Examples:
@@ -187,6 +215,7 @@ def write(
       tail -F app.log | durable-streamsd write logs/app
       durable-streamsd write events '{"id": 1}' --json
       durable-streamsd write events --batch-json < events.jsonl
+      durable-streamsd write logs/app "started" --producer-id app --epoch 7
       durable-streamsd write chat/room-1 "" --close
     """
     if as_json and batch_json:

@@ -5,24 +5,41 @@ Progress goes to standard error when that is a terminal; results go to standard 
 
 import contextlib
 import itertools
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 import msgspec
 
+from durable_streamsd.cli.output import (
+    EXIT_FAILED,
+    EXIT_OUTPUT_CLOSED,
+    OutputClosed,
+    WorkFailed,
+    counted,
+    fail,
+    print_line,
+    say,
+    write_out,
+)
+from durable_streamsd.cli.stream_paths import StreamPaths
 from storage.backup import backup as copy_directory
+from storage.batch import HEAD_BYTES
 from storage.directory import DataDirectory
+from storage.disk import read_at
 from storage.dump import dump as dump_log
 from storage.errors import DirectoryLocked, StorageError
 from storage.log import LogEnd
+from storage.record import DecodeError
 from storage.reindex import reindex as rebuild
+from storage.scan import Scanner
+from storage.segment import SegmentFile
 from storage.verify import LogReport, check_index_apart, check_log
 
-EXIT_FAILED = 1
 EXIT_LOCKED = 3
 PROGRESS_INTERVAL_S = 0.2
 
@@ -42,6 +59,9 @@ def _directory_option(flag: str, name: str, help_text: str) -> Callable[[Command
 
 data_dir_option = _directory_option(
     "--data-dir", "data_dir", "The data directory; no daemon may have it open."
+)
+data_dir_in_use_option = _directory_option(
+    "--data-dir", "data_dir", "The data directory; a daemon may be using it."
 )
 
 
@@ -68,15 +88,16 @@ class ProgressLine:
 
 @contextlib.contextmanager
 def _failures() -> Iterator[None]:
-    """Turn the engine's errors into a sentence and an exit code."""
+    """Turn errors into a sentence and an exit code."""
     try:
         yield
+    except OutputClosed:
+        sys.exit(EXIT_OUTPUT_CLOSED)
     except DirectoryLocked as error:
-        click.echo(f"durable-streamsd: {error}", err=True)
+        say(str(error))
         sys.exit(EXIT_LOCKED)
-    except StorageError as error:
-        click.echo(f"durable-streamsd: {error}", err=True)
-        sys.exit(EXIT_FAILED)
+    except (StorageError, WorkFailed) as error:
+        fail(str(error))
 
 
 @click.command(
@@ -90,7 +111,8 @@ def verify(data_dir: Path) -> None:
     """Check a data directory for damage.
 
     Reads every batch of the log and every block of payload, and compares the index with the log.
-    Prints what is damaged, one finding a line: file, position, stream. Changes nothing. Exit code 0
+    Prints what is damaged, one finding a line: file, position, stream with its path as far as the
+    index can tell. Changes nothing. Exit code 0
     when all is well, 1 when something is damaged, 3 when a daemon has the directory open.
     """
     progress = ProgressLine("reading the log")
@@ -99,20 +121,23 @@ def verify(data_dir: Path) -> None:
     with _failures():
         directory = DataDirectory(data_dir)
         directory.lock()
-        for finding in itertools.chain(
-            check_log(directory, report, progress), check_index_apart(directory)
-        ):
-            progress.end()
-            click.echo(finding)
-            found += 1
+        with StreamPaths(directory.index) as paths:
+            for finding in itertools.chain(
+                check_log(directory, report, progress), check_index_apart(directory)
+            ):
+                progress.end()
+                stream_id = finding.stream_id
+                print_line(finding.line(paths.path(stream_id) if stream_id else ""))
+                found += 1
         progress.end()
-    click.echo(
-        f"{report.segments} segments, {report.batches} batches, {report.records} records, "
-        f"{report.payload_bytes} bytes of payload: "
-        + (f"{found} findings" if found else "no damage found")
-    )
-    if report.torn_bytes:
-        click.echo(f"{report.torn_bytes} bytes of an unfinished write at the end are ignored")
+        print_line(
+            f"{counted(report.segments, 'segment')}, {counted(report.batches, 'batch', 'es')}, "
+            f"{counted(report.records, 'record')}, {counted(report.payload_bytes, 'byte')} of "
+            f"payload: {counted(found, 'finding') if found else 'no damage found'}"
+        )
+        if report.torn_bytes:
+            torn = counted(report.torn_bytes, "byte")
+            print_line(f"ignored at the end: {torn} of an unfinished write")
     if found:
         sys.exit(EXIT_FAILED)
 
@@ -123,18 +148,65 @@ Example:
   durable-streamsd dump --data-dir ./data --payload | head
 """
 )
-@data_dir_option
+@data_dir_in_use_option
 @click.option("--payload", is_flag=True, help="Print the payload too (as text).")
 def dump(data_dir: Path, payload: bool) -> None:
     """Print the records of a data directory.
 
-    One JSON object a line: segments, their batches with records and runs, and where each segment
-    stops being readable. Changes nothing, and does not need the index.
+    One JSON object a line: segments, their batches with records and runs, and where the log ends.
+    A segment that cannot be read any further before its end is "damage"; an unfinished write at the
+    end of the log is none. Changes nothing, and does not need the index. Payload is not checked:
+    that is what "verify" does.
     """
-    encode = msgspec.json.encode
     with _failures():
-        for value in dump_log(DataDirectory(data_dir), payload=payload):
-            click.echo(encode(value))
+        directory = DataDirectory(data_dir)
+        stopped: dict[str, Any] | None = None
+        sequence = 0
+        for value in dump_log(directory, payload=payload):
+            if stopped is not None:  # and yet another segment comes after it
+                _print_json(_damage(stopped))
+                stopped = None
+            if "because" in value:
+                stopped = value
+                continue
+            _print_json(value)
+            sequence = value["batch"] if "batch" in value else value["first_sequence"] - 1
+        if stopped is not None:
+            _print_json(_log_end(directory, stopped, sequence))
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    write_out(msgspec.json.encode(value) + b"\n")
+
+
+def _damage(stopped: dict[str, Any], but: str = "") -> dict[str, Any]:
+    return {
+        "segment": stopped["segment"],
+        "end": stopped["end"],
+        "damage": f"{stopped['because']}{but}",
+    }
+
+
+def _log_end(directory: DataDirectory, stopped: dict[str, Any], sequence: int) -> dict[str, Any]:
+    """Why the last segment was read no further than batch `sequence`: it need not be damage."""
+    scanner = Scanner(SegmentFile(directory.segments / stopped["segment"]))
+    position = stopped["end"]
+    later = scanner.valid_batch_after(position, sequence + 1)
+    if later is not None and not _grown(scanner, position):
+        return _damage(stopped, f", but a batch follows at position {later}")
+    # Zeroes ahead of the end are no write; anything else is one that was not finished.
+    torn = any(read_at(scanner.segment.fd, HEAD_BYTES, position))
+    because = "the log ends here" + ("; an unfinished write behind it is ignored" if torn else "")
+    return {"segment": stopped["segment"], "end": position, "because": because}
+
+
+def _grown(scanner: Scanner, position: int) -> bool:
+    """Whether there is a batch after all: a daemon may have written it since."""
+    try:
+        scanner.frame_at(position)
+    except DecodeError:
+        return False
+    return True
 
 
 @click.command(
@@ -149,6 +221,7 @@ def reindex(data_dir: Path) -> None:
 
     The log is the truth and the index a view of it, so this loses nothing. The old index stays
     until the new one is complete. Exit code 1 when the log is damaged: the message says where.
+    Payload is not checked: run "verify" for that.
     """
     line = ProgressLine("indexing")
 
@@ -157,8 +230,9 @@ def reindex(data_dir: Path) -> None:
 
     with _failures():
         recovered = rebuild(data_dir, progress)
-    line.end()
-    click.echo(f"indexed {recovered.records} records, up to batch {recovered.end.sequence}")
+        line.end()
+        indexed = counted(recovered.records, "record")
+        print_line(f"indexed {indexed}, up to batch {recovered.end.sequence}")
 
 
 @click.command(
@@ -167,14 +241,15 @@ Example:
   durable-streamsd backup --data-dir /var/lib/durable-streamsd --to /backups/monday
 """
 )
-@_directory_option("--data-dir", "data_dir", "The data directory; a daemon may be using it.")
+@data_dir_in_use_option
 @_directory_option("--to", "destination", "Where the copy goes: an empty directory, or a new one.")
 def backup(data_dir: Path, destination: Path) -> None:
     """Copy a data directory, also while a daemon is using it.
 
     The copy is the store at one moment, across all streams, with their producers' state; everything
-    acknowledged before the command began is in it. It is a data directory itself: `verify` checks
-    it, a daemon can open it. An interrupted backup is not one, and does not open.
+    acknowledged before the command began is in it. It is a data directory itself, which a daemon
+    can open. An interrupted backup is not one, and does not open. Payload is copied as it is and
+    not checked: run "verify" on the copy.
     """
     _copy(data_dir, destination, "backing up")
 
@@ -192,7 +267,8 @@ Example:
 def restore(source: Path, data_dir: Path) -> None:
     """Make a data directory of a backup.
 
-    Refuses to overwrite anything.
+    Refuses to overwrite anything. Payload is copied as it is and not checked: run "verify" on the
+    result.
     """
     _copy(source, data_dir, "restoring")
 
@@ -201,5 +277,8 @@ def _copy(source: Path, destination: Path, label: str) -> None:
     line = ProgressLine(label)
     with _failures():
         made = copy_directory(source, destination, line)
-    line.end()
-    click.echo(f"copied {made.log_bytes} bytes of log, up to batch {made.sequence}")
+        line.end()
+        copied = counted(made.log_bytes, "byte")
+        print_line(f"copied {copied} of log, up to batch {made.sequence}")
+        where = shlex.quote(str(destination))
+        print_line(f"payload is not checked: run durable-streamsd verify --data-dir {where}")

@@ -22,12 +22,22 @@ EXIT_USAGE = 2
 def _settings_options(command: Callable[..., None]) -> Callable[..., None]:
     """The flags of both commands. Their values are judged with those of the other sources."""
     for decorate in (
-        click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error."),
         click.option(
-            "--public-url", metavar="URL", help="Start of absolute URLs; default: from Host."
+            "--log-level",
+            metavar="LEVEL",
+            help="What to log: debug, info, warning or error [info].",
         ),
         click.option(
-            "--max-body", "body_bytes_max", metavar="BYTES", help="Largest request body [64 MiB]."
+            "--public-url",
+            metavar="URL",
+            help="Scheme and host to use in absolute URLs, such as https://streams.example.org "
+            "[those of the request].",
+        ),
+        click.option(
+            "--max-body",
+            "body_bytes_max",
+            metavar="BYTES",
+            help="Largest request body, a number of bytes or such as 16MiB [64MiB].",
         ),
         click.option(
             "--long-poll-timeout",
@@ -43,7 +53,11 @@ def _settings_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.command()
-@click.option("--data-dir", metavar="DIR", help="Where the streams are; made if it is missing.")
+@click.option(
+    "--data-dir",
+    metavar="DIR",
+    help="Where the streams are; made if it is missing [required, here or as a setting].",
+)
 @click.option("--config", metavar="FILE", help="Settings in TOML; flags and environment win.")
 @_settings_options
 @click.pass_context
@@ -52,6 +66,14 @@ def serve(context: click.Context, /, config: str | None, **flags: Any) -> None:
 
     Every setting can also stand in the configuration file, or in the environment as
     DURABLE_STREAMSD_ and its name in capitals.
+
+    SIGTERM or Ctrl-C stops it: it finishes what is in flight and exits with 0 within 10 s.
+
+    \b
+    Examples:
+      durable-streamsd serve --data-dir /var/lib/durable-streamsd
+      durable-streamsd serve --data-dir ./data --port 8080 --max-body 16MiB
+      DURABLE_STREAMSD_LOG_LEVEL=debug durable-streamsd serve --config daemon.toml
     """
     settings = _load(context, flags, config)
     if not settings.data_dir:
@@ -64,7 +86,15 @@ def serve(context: click.Context, /, config: str | None, **flags: Any) -> None:
 @_settings_options
 @click.pass_context
 def dev(context: click.Context, /, **flags: Any) -> None:
-    """Start a daemon to try things with, without configuration."""
+    """Start a daemon to try things with, without configuration.
+
+    Its streams are gone when it ends, unless --data-dir is given. Ctrl-C stops it.
+
+    \b
+    Examples:
+      durable-streamsd dev
+      durable-streamsd dev --port 0 --data-dir ./data
+    """
     settings = _load(context, flags, None)
     with contextlib.ExitStack() as stack:
         if settings.data_dir:
@@ -81,6 +111,7 @@ def dev(context: click.Context, /, **flags: Any) -> None:
                 f"  curl -X PUT -H 'Content-Type: text/plain' -d 'hello' {url}/v1/stream/hello"
             )
             click.echo(f"  curl {url}/v1/stream/hello")
+            click.echo("Ctrl-C stops it")
 
         context.exit(_run(settings, greet))
 

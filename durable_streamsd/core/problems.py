@@ -35,7 +35,7 @@ class Code(enum.Enum):
         "bad-offset",
         400,
         "Malformed offset",
-        "Pass one offset: a Stream-Next-Offset as this server sent it, '-1' or 'now'.",
+        "Pass one offset: one that this server gave (Stream-Next-Offset), '-1' or 'now'.",
     )
     OFFSET_REQUIRED = (
         "offset-required",
@@ -47,7 +47,7 @@ class Code(enum.Enum):
         "offset-past-tail",
         400,
         "Offset past the tail",
-        "Ask for the tail offset with HEAD and resume at or before it.",
+        "Resume at or before the stream's end, which HEAD tells.",
     )
     FOREIGN_OFFSET = (
         "foreign-offset",
@@ -59,7 +59,7 @@ class Code(enum.Enum):
         "offset-inside-message",
         400,
         "Offset inside a message",
-        "Resume from a Stream-Next-Offset as this server sent it.",
+        "Resume from an offset that this server gave (Stream-Next-Offset).",
     )
     BAD_LIVE_MODE = (
         "bad-live-mode",
@@ -77,7 +77,7 @@ class Code(enum.Enum):
         "content-type-required",
         400,
         "Content-Type missing",
-        "Send the stream's Content-Type with the body.",
+        "Send the stream's content type (Content-Type) with the body.",
     )
     BODY_REQUIRED = (
         "body-required",
@@ -120,7 +120,7 @@ class Code(enum.Enum):
         "epoch-start",
         400,
         "New epoch does not start at 0",
-        "Start a new producer epoch with 'Producer-Seq: 0'.",
+        "Start a new producer epoch with sequence number 0 (Producer-Seq).",
     )
     BAD_JSON = (
         "bad-json",
@@ -145,13 +145,13 @@ class Code(enum.Enum):
         "stale-epoch",
         403,
         "Stale producer epoch",
-        "Stop this producer, or claim its id with an epoch above this answer's Producer-Epoch.",
+        "Stop this producer, or claim its id with an epoch above the current one (Producer-Epoch).",
     )
     NOT_FOUND = (
         "not-found",
         404,
         "Stream not found",
-        "Check the path, or create the stream with PUT.",
+        "There is no stream at this path.",
     )
     NO_SUCH_ROUTE = (
         "no-such-route",
@@ -175,19 +175,19 @@ class Code(enum.Enum):
         "closed",
         409,
         "Stream is closed",
-        "Stop appending: the stream ends at the Stream-Next-Offset of this answer.",
+        "The stream takes no more appends: it ends at Stream-Next-Offset.",
     )
     CONTENT_TYPE_MISMATCH = (
         "content-type-mismatch",
         409,
         "Content-Type differs",
-        "Send the Content-Type that the stream was created with.",
+        "Send the content type (Content-Type) that the stream was created with.",
     )
     SEQUENCE_GAP = (
         "sequence-gap",
         409,
         "Producer sequence gap",
-        "Send the batch that Producer-Expected-Seq names first.",
+        "Send the producer's missing appends first, from sequence number Producer-Expected-Seq on.",
     )
     STREAM_SEQ_REGRESSION = (
         "stream-seq-regression",
@@ -205,8 +205,8 @@ class Code(enum.Enum):
         "config-conflict",
         409,
         "Stream exists with another configuration",
-        "Repeat the PUT with the stream's content type, lifetime and closed state, or use another "
-        "path.",
+        "The stream at this path has another content type, lifetime or closed state: ask for "
+        "those, or use another path.",
     )
     BODY_TOO_LARGE = (
         "body-too-large",
@@ -263,8 +263,8 @@ class Code(enum.Enum):
         "outcome-unknown",
         503,
         "Write failed, outcome unknown",
-        "Read the stream or retry with producer headers: the server takes no writes until it is "
-        "restarted.",
+        "Read the stream to see, or repeat the request if it named a producer: the server takes no "
+        "writes until it is restarted.",
         10,
     )
     NOT_READY = (

@@ -58,5 +58,6 @@ async def read_chunk(context: Context, stream: Stream, position: int, bytes_max:
     except CorruptData as error:
         if stream.gone:
             raise Problem(Code.NOT_FOUND) from None
-        log.error("damaged data: %s; run verify", error)
+        path = stream.path.decode("utf-8", "backslashreplace")
+        log.error("damaged data of %s: %s; run verify", path, error)
         raise

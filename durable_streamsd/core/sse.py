@@ -39,14 +39,13 @@ def sendable_bytes(text: bytes, up_to_date: bool) -> int:
 
     Clients decode each event by itself, so the first bytes of a character are left to the event
     that has the rest of it. Where more data follows at once, a CR is left to the LF that may come
-    with it. Without progress neither would end, so then all of it goes.
+    with it. Where that would leave nothing, first the CR goes, then what is no whole character.
     """
     whole = text_boundary(text)
     if up_to_date:
         return whole
-    if text[:whole].endswith(b"\r"):
-        whole -= 1
-    return whole or len(text)
+    without_cr = whole - text[:whole].endswith(b"\r")
+    return without_cr or whole or len(text)
 
 
 def control_event(next_offset: bytes, cursor: int, up_to_date: bool, closed: bool) -> bytes:
