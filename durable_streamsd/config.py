@@ -103,7 +103,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """How long SIGTERM waits for answers in flight."""
 
     # storage
-    segment_bytes: Annotated[int, Meta(ge=MIB, le=1 << 40)] = 256 * MIB
+    segment_bytes: Annotated[int, Meta(ge=MIB, le=2048 * MIB)] = 256 * MIB
+    """Of one file of the log; made twice `body_bytes_max` where that is more."""
     tail_cache_bytes_max: Annotated[int, Meta(ge=0, le=1 << 40)] = 64 * MIB
     """Of recent payload in memory."""
 
