@@ -19,6 +19,7 @@ def accept_create(
     config = stream.config
     stream.deadline_ms = config.expires_ms
     stream.persisted_deadline_ms = stream.slide(now_ms) or config.expires_ms
+    stream.deadline_sequence = batch.sequence
     stream.tail = len(framed.data)
     stream.closed = closed
     record = Record(
@@ -80,6 +81,7 @@ def accept_append(
             stream.closer = producer
         if deadline_ms is not None:
             stream.persisted_deadline_ms = deadline_ms
+            stream.deadline_sequence = batch.sequence
     batch.reclaims = False
     batch.add_record(stream, record)
     if size:
@@ -97,5 +99,6 @@ def accept_deadline(batch: PendingBatch, stream: Stream, deadline_ms: int) -> No
     """A deadline that is written down again, because the stream was accessed."""
     batch.undo.append((stream.restore, stream.undo_point(None)))
     stream.persisted_deadline_ms = deadline_ms
+    stream.deadline_sequence = batch.sequence
     record = Record(RecordType.TOUCH, stream.id, stream.tail, deadline_ms=deadline_ms)
     batch.add_record(stream, encode(record))

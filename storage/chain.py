@@ -58,6 +58,9 @@ def batches_between(
         for segment in open_chain(directory)
         if start.segment_id <= segment.header.segment_id <= end.segment_id
     ]
+    if not chain or chain[-1].header.segment_id != end.segment_id:
+        missing = segment_path(directory, end.segment_id).name
+        raise CorruptData(missing, end.position, "the segment is missing")
     position = start.position
     for at, segment in enumerate(chain):
         known_end = segment_end(chain, at)

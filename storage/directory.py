@@ -71,7 +71,7 @@ class DataDirectory:
 
         Raises `DirectoryLocked` when it does not end in time.
         """
-        fd = os.open(self.path / "INDEXER", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        fd = _open_lock(self.path / "INDEXER")
         give_up = time.monotonic() + ORPHANED_INDEXER_WAIT_S
         while True:
             try:
@@ -144,9 +144,17 @@ def _initialise(path: Path, disk: Disk) -> None:
         os.close(held)
 
 
+def _open_lock(path: Path) -> int:
+    """A file to lock, made where it is missing. Raises `OpenError`."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    except OSError as error:
+        raise OpenError(f"{path}: {error.strerror}") from error
+
+
 def _lock(path: Path) -> int:
     """Lock a directory; the descriptor that holds it. Raises `DirectoryLocked`."""
-    fd = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    fd = _open_lock(path / "LOCK")
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -9,6 +9,7 @@
     │   ├── OutOfSpace         nothing of it was kept; try again later
     │   └── Latched            outcome unknown; no more writes until a restart
     ├── FramingError           the body is not what the stream's content type says
+    │   └── TooManyMessages    more in one body than may be appended at once
     ├── OffsetError            the offset lies inside a message
     ├── NotResident            not in memory: load, admit, ask again
     └── Unsettled              the answer rests on a batch: wait for it, ask again
@@ -63,6 +64,10 @@ class Latched(CommitError):
 
 class FramingError(StorageError):
     """A body is not valid for the stream's content type."""
+
+
+class TooManyMessages(FramingError):
+    """A body has more messages than may be appended at once."""
 
 
 class OffsetError(StorageError):

@@ -9,6 +9,7 @@ refuses although JSON allows it (an escaped lone surrogate) is split by the stan
 scanner, told to build no values.
 """
 
+import contextlib
 import enum
 import json
 import re
@@ -16,12 +17,23 @@ from typing import NamedTuple, NoReturn
 
 import msgspec
 
-from storage.errors import FramingError
+from storage.errors import FramingError, TooManyMessages
 
 _split = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _SPACE = re.compile(r"[ \t\n\r]*")
 _SPACE_BYTES = b" \t\n\r"
-_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},]')
+# Strings as a whole, also one that never ends, and what gives JSON its structure. Nothing is tried
+# twice (possessive quantifiers): a body that is all quotes takes no longer than another.
+_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?'
+_TOKEN = re.compile(_STRING + rb"|[\[\]{},]", re.DOTALL)
+_NESTED_TOKEN = re.compile(_STRING + rb"|[\[\]{}]", re.DOTALL)
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+MESSAGES_MAX = 65_536
+"""Of one body: each costs memory and time of its own, whatever its size."""
+HEAVY_BYTES = 1 << 20
+LIGHT_BYTES = 64 << 10
 
 
 class Framing(enum.IntEnum):
@@ -58,16 +70,32 @@ def frame(framing: Framing, body: bytes) -> Framed:
     return Framed(data, [len(message) + 1 for message in messages])
 
 
+def is_heavy(framing: Framing, body: bytes) -> bool:
+    """Whether framing a body may take long enough that others should not wait for it."""
+    if framing is not Framing.JSON or len(body) <= LIGHT_BYTES:
+        return False
+    return len(body) > HEAVY_BYTES or rb"\u" in body or body.count(b",") >= MESSAGES_MAX
+
+
+def try_frame(framing: Framing, body: bytes) -> Framed | FramingError:
+    """`frame` with its error as a value: for bodies that are framed before they are judged."""
+    try:
+        return frame(framing, body)
+    except FramingError as error:
+        return error
+
+
 def message_lengths(data: bytes) -> list[int]:
     """The lengths of the messages, commas included, in stored JSON payload of whole messages.
 
     Raises `FramingError` if it is not that. What was accepted can always be told apart again: a
     reader whose stack has no room for the nesting counts brackets instead.
     """
-    try:
-        return [len(message) + 1 for message in _split_array(b"[%b]" % data[:-1])]
-    except FramingError:
-        return _count_brackets(data)
+    with contextlib.suppress(FramingError):
+        lengths = [len(message) + 1 for message in _split_array(b"[%b]" % data[:-1])]
+        if sum(lengths) == len(data) and (not data or data.endswith(b",")):
+            return lengths
+    return _count_brackets(data)
 
 
 def text_boundary(data: bytes) -> int:
@@ -88,9 +116,13 @@ def _split_body(body: bytes) -> list[bytes]:
             body.decode()
         except UnicodeDecodeError as error:
             raise FramingError(f"The body is not valid UTF-8 at byte {error.start}.") from None
-    if body.lstrip(_SPACE_BYTES)[:1] == b"[":
-        return _split_array(body)
-    messages = _split_array(b"[%b]" % body)
+    is_array = body.lstrip(_SPACE_BYTES)[:1] == b"["
+    array = body if is_array else b"[%b]" % body
+    if array.count(b",") >= MESSAGES_MAX and _has_too_many(array):
+        raise TooManyMessages(f"The body has more than {MESSAGES_MAX} messages.")
+    messages = _split_array(array)
+    if is_array:
+        return messages
     if len(messages) != 1:
         raise FramingError("The body is not one JSON value.")
     return messages
@@ -102,9 +134,30 @@ def _split_array(array: bytes) -> list[bytes]:
     except RecursionError:
         raise FramingError("The JSON is nested too deeply.") from None
     except msgspec.DecodeError as error:
-        if rb"\u" not in array:
+        if not _SURROGATE.search(array):
             raise FramingError(f"The body is not valid JSON: {error}.") from None
     return _split_slowly(array)
+
+
+def _has_too_many(array: bytes) -> bool:
+    """Whether an array, valid or not, has more than `MESSAGES_MAX` elements."""
+    depth = commas = at = 0
+    while True:
+        match = (_TOKEN if depth == 1 else _NESTED_TOKEN).search(array, at)
+        if match is None:
+            return False
+        at = match.end()
+        match array[match.start()]:
+            case 0x5B | 0x7B:
+                depth += 1
+            case 0x5D | 0x7D:
+                depth -= 1
+                if depth <= 0:
+                    return False
+            case 0x2C:
+                commas += 1
+                if commas >= MESSAGES_MAX:
+                    return True
 
 
 def _count_brackets(data: bytes) -> list[int]:
@@ -139,9 +192,9 @@ _scan = json.JSONDecoder(
 
 def _split_slowly(array: bytes) -> list[bytes]:
     """Split an array by the standard library's scanner."""
-    text = array.decode()
     messages: list[bytes] = []
     try:
+        text = array.decode()
         at = _skip_space(text, _skip_space(text, 0) + 1)
         while text[at] != "]" or messages:
             _, end = _scan(text, at)

@@ -23,10 +23,11 @@ No read transaction outlives a call, so that none can pin old pages or meet a ma
 """
 
 import contextlib
+import os
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import lmdb
@@ -37,6 +38,7 @@ from storage.errors import CorruptData, IndexFailed, OpenError
 
 MAP_BYTES = 1 << 40
 ENTRY_BYTES_MAX = 1_900
+KEY_BYTES_MAX = 511
 TABLES = ("state", "paths", "streams", "runs", "producers", "expiry", "segments")
 
 RUN_HEAD = struct.Struct("<QIIH")
@@ -118,6 +120,20 @@ def seal(key: bytes, value: bytes) -> bytes:
     return value + _CRC.pack(crc32(value, crc32(key)))
 
 
+def _damaged(table: str, key: Buffer, what: str) -> CorruptData:
+    where = f"index/data.mdb, table {table}"
+    name = bytes(key[:KEY_BYTES_MAX]).hex()  # a damaged length can be anything
+    return CorruptData(where, 0, f"the entry {name} {what}: run reindex")
+
+
+def _pair(table: str, key: Buffer) -> tuple[int, int]:
+    """A key of two integers. Raises `CorruptData` for one of another length."""
+    if len(key) != _PAIR.size:
+        raise _damaged(table, key, "is damaged")
+    first, second = _PAIR.unpack(key)
+    return first, second
+
+
 class Index:
     """The index open for look-ups; safe in any thread. Raises `CorruptData` for damaged values."""
 
@@ -140,11 +156,34 @@ class Index:
                 readahead=False,
                 max_spare_txns=8,
             )
-            self._tables = {
-                name: self._env.open_db(name.encode(), create=writable) for name in TABLES
-            }
-        except lmdb.Error as error:
+            if writable:
+                self._fill_up()
+            self._tables = self._open_tables(writable)
+        except (lmdb.Error, OSError) as error:
             raise OpenError(f"{path}: the index cannot be opened ({error}): run reindex") from error
+
+    def _fill_up(self) -> None:
+        """Lengthen a file that was cut short with zeroes, which LMDB refuses where it needs them.
+
+        Touching what is not there would end the process. A file may be short and sound: LMDB never
+        writes pages at its end that were taken and given back in one transaction.
+        """
+        pages = self._env.info()["last_pgno"] + 1
+        length_bytes = pages * self._env.stat()["psize"]
+        with (self.path / "data.mdb").open("r+b") as file:
+            if file.seek(0, os.SEEK_END) < length_bytes <= MAP_BYTES:
+                file.truncate(length_bytes)
+
+    def _open_tables(self, writable: bool) -> dict[str, Any]:
+        """The tables, made in one transaction in an index that is empty.
+
+        Making one that another index lacks would hide that it is lost.
+        """
+        if writable and not self._env.stat()["entries"]:
+            with self._env.begin(write=True) as txn:
+                for name in TABLES:
+                    self._env.open_db(name.encode(), txn)
+        return {name: self._env.open_db(name.encode(), create=False) for name in TABLES}
 
     def close(self) -> None:
         """Close the environment."""
@@ -161,22 +200,44 @@ class Index:
 
     def _get(self, txn: lmdb.Transaction, table: str, key: bytes) -> bytes | None:
         value = txn.get(key, db=self._tables[table])
-        return None if value is None else self._checked(table, key, value)
+        if value is None:
+            self._check_absent(txn, table, key)
+            return None
+        return self._checked(table, key, value)
+
+    def _check_absent(self, txn: lmdb.Transaction, table: str, key: bytes) -> None:
+        """Raise `CorruptData` unless the neighbours of a missing key are whole and in order.
+
+        One flipped key, or pointer to a page, leads a search to where the key cannot be.
+        """
+        with txn.cursor(db=self._tables[table]) as cursor:
+            if cursor.set_range(key):
+                self._checked(table, cursor.key(), cursor.value())
+                astray = bytes(cursor.key()) <= key
+                more = cursor.prev()
+            else:
+                astray = False
+                more = cursor.last()
+            if more:
+                self._checked(table, cursor.key(), cursor.value())
+                astray = astray or bytes(cursor.key()) >= key
+        if astray:
+            raise _damaged(table, key, "is out of order")
 
     def _checked(self, table: str, key: Buffer, sealed: Buffer) -> bytes:
         value = bytes(sealed[:-4])
         if len(sealed) < 4 or _CRC.unpack(sealed[-4:])[0] != crc32(value, crc32(key)):
-            raise CorruptData(
-                f"index/data.mdb, table {table}",
-                0,
-                f"the entry {bytes(key).hex()} is damaged: run reindex",
-            )
+            raise _damaged(table, key, "is damaged")
         return value
 
     def checkpoint(self) -> Checkpoint | None:
         """How far the index got; None for an empty one."""
         with self._look() as txn:
             value = self._get(txn, "state", _CHECKPOINT_KEY)
+            if value is None and txn.stat(self._tables["streams"])["entries"]:
+                raise CorruptData(
+                    "index/data.mdb, table state", 0, "the checkpoint is lost: run reindex"
+                )
         return None if value is None else Checkpoint(*msgspec.msgpack.decode(value))
 
     def directory_id(self) -> str | None:
@@ -205,6 +266,12 @@ class Index:
         value = self._get(txn, "streams", _ID.pack(stream_id))
         return None if value is None else _decode_meta(value)
 
+    def path_of(self, stream_id: int) -> bytes | None:
+        """The path of the stream with this id (for people who read a finding)."""
+        with self._look() as txn:
+            meta = self._meta(txn, stream_id)
+        return None if meta is None else meta.path
+
     def producer(self, stream_id: int, producer_id: bytes) -> tuple[int, int] | None:
         """A producer's epoch and highest accepted seq."""
         with self._look() as txn:
@@ -223,7 +290,7 @@ class Index:
                 return found
             while True:
                 key = cursor.key()
-                owner, first = _PAIR.unpack(key)
+                owner, first = _pair("runs", key)
                 if owner != stream_id or first > stop or (first == stop and found):
                     return found
                 for place in unpack_runs(self._checked("runs", key, cursor.value())):
@@ -244,17 +311,17 @@ class Index:
             found = cursor.prev()
         else:
             found = cursor.last()
-        return bool(found) and _PAIR.unpack(cursor.key())[0] == stream_id
+        return bool(found) and _pair("runs", cursor.key())[0] == stream_id
 
     def due(self, now_ms: int, limit: int) -> list[bytes]:
         """Paths of streams whose written-down deadline has passed, the oldest first."""
         paths: list[bytes] = []
         with self._look() as txn, txn.cursor(db=self._tables["expiry"]) as cursor:
             for key in cursor.iternext(keys=True, values=False):
-                deadline, stream_id = _PAIR.unpack(key)
-                if deadline > now_ms or len(paths) == limit:
-                    break
                 try:
+                    deadline, stream_id = _pair("expiry", key)
+                    if deadline > now_ms or len(paths) == limit:
+                        break
                     meta = self._meta(txn, stream_id)
                 except CorruptData:
                     continue  # Whoever asks for it is told; the time of the others is over.
@@ -273,18 +340,24 @@ class Index:
         """All streams in order of their ids (for offline tools: holds one read transaction)."""
         with self._look() as txn, txn.cursor(db=self._tables["streams"]) as cursor:
             for key, value in cursor:
-                yield _ID.unpack(key)[0], _decode_meta(self._checked("streams", key, value))
+                meta = _decode_meta(self._checked("streams", key, value))
+                yield _ID.unpack(key)[0], meta
 
     def entries(self, table: str) -> Iterator[tuple[bytes, bytes]]:
-        """All keys and checked values of a table (for offline tools)."""
+        """All keys and checked values of a table, each found by its key too (for offline tools)."""
         with self._look() as txn, txn.cursor(db=self._tables[table]) as cursor:
             for key, value in cursor:
+                if txn.get(key, db=self._tables[table]) != value:
+                    raise _damaged(table, key, "is not found by its key")
                 yield bytes(key), b"" if table == "expiry" else self._checked(table, key, value)
 
     def write(self) -> "IndexTransaction":
         """Begin the one write transaction; committed at the end of its `with` block."""
-        self._env.reader_check()
-        return IndexTransaction(self)
+        try:
+            self._env.reader_check()
+            return IndexTransaction(self)
+        except lmdb.Error as error:
+            raise IndexFailed(f"{self.path}: {error}") from error
 
 
 class IndexTransaction:
@@ -353,7 +426,7 @@ class IndexTransaction:
     def put_producer(self, stream_id: int, producer_id: bytes, epoch: int, seq: int) -> bool:
         """Write a producer's state; whether the stream did not have it before."""
         key = _ID.pack(stream_id) + producer_id
-        new = self._txn.get(key, db=self._tables["producers"]) is None
+        new = self._index._get(self._txn, "producers", key) is None
         self._put("producers", key, _PRODUCER.pack(epoch, seq))
         return new
 

@@ -61,7 +61,10 @@ class Indexer:
             return step.finish()
 
     def _beginning(self) -> Checkpoint:
-        first = SegmentFile(list_segments(self._segments)[0]).header
+        paths = list_segments(self._segments)
+        if not paths:
+            raise CorruptData("segments", 0, "the log is empty")
+        first = SegmentFile(paths[0]).header
         return Checkpoint(
             first.segment_id,
             FIRST_BATCH_POSITION,

@@ -40,6 +40,8 @@ EXIT_DAMAGED = 4
 RESTART_DELAY_S = 0.1
 RESTART_DELAY_S_MAX = 30.0
 DAMAGED_DEATHS_MAX = 3
+DAMAGED_CODES = frozenset({EXIT_DAMAGED, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGABRT})
+"""How a process ends that walks damaged pages of the index, or finds an entry damaged."""
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +141,7 @@ class IndexerProcess:
         self._deaths += 1
         delay_s = min(RESTART_DELAY_S_MAX, RESTART_DELAY_S * 2 ** (self._deaths - 1))
         self._spawn_after_s = time.monotonic() + delay_s
-        if code == EXIT_DAMAGED and self._deaths >= DAMAGED_DEATHS_MAX:
+        if code in DAMAGED_CODES and self._deaths >= DAMAGED_DEATHS_MAX:
             log.critical("the index cannot follow the log: stop, run verify, and see what it says")
             self._store.latched = True
         else:

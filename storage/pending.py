@@ -80,7 +80,7 @@ class PendingBatch(Batch):
 class Sealed:
     """A batch that is full: framed for its place in the log, with what becomes true with it."""
 
-    __slots__ = ("batch", "effects", "encoded", "payloads", "placement", "runs")
+    __slots__ = ("batch", "effects", "encoded", "payloads", "placement", "runs", "time_ms")
 
     def __init__(
         self, batch: PendingBatch, placement: Placement, time_ms: int, predecessor: int
@@ -96,6 +96,7 @@ class Sealed:
             payloads.append(data)
         self.batch = batch
         self.placement = placement
+        self.time_ms = time_ms
         self.runs = runs
         self.payloads = payloads
         self.encoded: EncodedBatch = encode_batch(

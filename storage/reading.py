@@ -142,6 +142,8 @@ def select(snapshot: Snapshot, runs: Sequence[Run | RunPlace]) -> list[Piece]:
             break
     if not ends_message:
         raise CorruptData("index/data.mdb, table runs", 0, "a message has no end: run reindex")
+    if not pieces:  # An offset at the tail is not looked up: there are bytes, somewhere.
+        raise CorruptData("index/data.mdb, table runs", 0, "the index lacks a run: run reindex")
     return pieces
 
 
@@ -191,8 +193,6 @@ def _message_bytes(table: list[int], number: int) -> int:
 
 def join(snapshot: Snapshot, pieces: list[Piece], parts: list[bytes]) -> Chunk:
     """The chunk that `parts`, the pieces' whole blocks, make."""
-    if not pieces:
-        return Chunk(b"", snapshot.offset, snapshot.offset, True, snapshot.closed)
     first = pieces[0]
     if first.skip:
         if snapshot.framing is Framing.JSON:

@@ -73,10 +73,14 @@ def recover(
     index: Index,
     step_records: int,
     progress: Progress = lambda reached, end: None,
+    durable: LogEnd | None = None,
 ) -> Recovered:
-    """Bring a locked directory into a state to serve from. Raises `OpenError`, naming the place."""
+    """Bring a locked directory into a state to serve from. Raises `OpenError`, naming the place.
+
+    `durable` is an end of the log that is known otherwise than from this index.
+    """
     try:
-        return _recover(directory, disk, index, step_records, progress)
+        return _recover(directory, disk, index, step_records, progress, durable)
     except (CorruptData, IndexFailed) as error:
         raise OpenError(str(error)) from error
     except OSError as error:
@@ -84,7 +88,12 @@ def recover(
 
 
 def _recover(
-    directory: DataDirectory, disk: Disk, index: Index, step_records: int, progress: Progress
+    directory: DataDirectory,
+    disk: Disk,
+    index: Index,
+    step_records: int,
+    progress: Progress,
+    durable: LogEnd | None,
 ) -> Recovered:
     owner = index.directory_id()
     if owner is not None and owner != directory.id:
@@ -94,6 +103,16 @@ def _recover(
     if not chain and checkpoint is not None:
         raise OpenError(f"{directory.segments}: the index is ahead of the log, which is empty")
     tail = _find_end(chain, _start(chain, checkpoint)) if chain else _Tail(LogEnd(0, 0, 0, 0))
+    last, position = tail.end.sequence, tail.end.position
+    if tail.doubtful is not None:
+        last, position = last + 1, tail.doubtful[1].end
+    if durable is not None and last < durable.sequence:
+        name = segment_path(Path(), tail.end.segment_id).name
+        raise OpenError(
+            f"{name}, position {position}: the log ends here, after batch {last}, but the "
+            f"index had batch {durable.sequence}: bring back the missing part, or remove "
+            f"{directory.index} and run reindex to go on without it"
+        )
     # Nothing was changed up to here, and nothing is refused from here on.
     if owner is None:
         with index.write() as transaction:
@@ -140,7 +159,8 @@ def _start(chain: list[SegmentFile], checkpoint: Checkpoint | None) -> LogEnd:
     name = segment_path(Path(), start.segment_id).name
     raise OpenError(
         f"{name}, position {start.position}: the index is ahead of the log, which does not have "
-        f"batch {start.sequence} there: bring back the missing part, or run reindex without it"
+        f"batch {start.sequence} there: bring back the missing part, or remove the index and run "
+        "reindex to go on without it"
     )
 
 

@@ -183,7 +183,11 @@ class SegmentFile:
 def list_segments(directory: Path) -> list[Path]:
     """The segments' files in order of their ids. Raises `OpenError` for a name of another kind."""
     paths = []
-    for path in directory.iterdir():
+    try:
+        found = list(directory.iterdir())
+    except OSError as error:
+        raise OpenError(f"{directory}: it cannot be read: {error.strerror}") from error
+    for path in found:
         if path.suffix == UNFINISHED_SUFFIX:
             continue
         if path.suffix != SUFFIX or not (path.stem.isascii() and path.stem.isdigit()):

@@ -12,8 +12,8 @@ from bisect import bisect_right
 from collections.abc import Callable
 from typing import Any
 
-from storage.errors import CommitError, FramingError
-from storage.framing import Framed, Framing, frame, framing_of
+from storage.errors import CommitError, FramingError, TooManyMessages
+from storage.framing import Framed, Framing, framing_of, try_frame
 from storage.record import Producer
 
 GRAIN_MS_MIN = 4_000
@@ -139,6 +139,7 @@ class Stream:
         "config",
         "created_ms",
         "deadline_ms",
+        "deadline_sequence",
         "deleted",
         "durable",
         "durable_closed",
@@ -186,6 +187,8 @@ class Stream:
         self.runs = RunList()
         self.deadline_ms: int | None = None
         self.persisted_deadline_ms: int | None = None
+        self.deadline_sequence = 0
+        """The batch that wrote the deadline down last."""
         self.live_readers = 0
         self.used_ms = created_ms
 
@@ -200,6 +203,7 @@ class Stream:
             self.deleted,
             self.last_sequence,
             self.persisted_deadline_ms,
+            self.deadline_sequence,
             self.producer_count,
             producer_id,
             known,
@@ -214,6 +218,7 @@ class Stream:
         deleted: bool,
         last_sequence: int,
         persisted_deadline_ms: int | None,
+        deadline_sequence: int,
         producer_count: int,
         producer_id: bytes | None,
         known: tuple[int, int] | None,
@@ -226,6 +231,7 @@ class Stream:
         self.deleted = deleted
         self.last_sequence = last_sequence
         self.persisted_deadline_ms = persisted_deadline_ms
+        self.deadline_sequence = deadline_sequence
         self.producer_count = producer_count
         if producer_id is not None:
             self.producers[producer_id] = known
@@ -269,6 +275,7 @@ class Kind(enum.Enum):
     STREAM_SEQ = enum.auto()
     TOO_MANY_PRODUCERS = enum.auto()
     BAD_JSON = enum.auto()
+    TOO_MANY_MESSAGES = enum.auto()
     EMPTY_ARRAY = enum.auto()
     PRODUCER_NOT_LOADED = enum.auto()
     MISSING = enum.auto()
@@ -279,9 +286,12 @@ class Kind(enum.Enum):
 
 
 class Append:
-    """A POST's values. `media_type` is in lower case without parameters; None goes with no body."""
+    """A POST's values. `media_type` is in lower case without parameters; None goes with no body.
 
-    __slots__ = ("body", "close", "media_type", "producer", "stream_seq")
+    `framed` is the body as payload, or why it is none, where that was found out before.
+    """
+
+    __slots__ = ("body", "close", "framed", "media_type", "producer", "stream_seq")
 
     def __init__(
         self,
@@ -296,6 +306,7 @@ class Append:
         self.producer = producer
         self.stream_seq = stream_seq
         self.close = close
+        self.framed: Framed | FramingError | None = None
 
 
 class Outcome:
@@ -361,13 +372,18 @@ def decide(stream: Stream, append: Append, producers_max: int) -> Outcome | Fram
         return Outcome(Kind.STREAM_SEQ, stream)
     if not append.body:
         return Framed(b"", None)
-    try:
-        framed = frame(stream.config.framing, append.body)
-    except FramingError as error:
-        return Outcome(Kind.BAD_JSON, stream, str(error))
+    framed = append.framed or try_frame(stream.config.framing, append.body)
+    if isinstance(framed, FramingError):
+        return misframed(framed, stream)
     if not framed.data:
         return Outcome(Kind.EMPTY_ARRAY, stream)
     return framed
+
+
+def misframed(error: FramingError, stream: Stream | None) -> Outcome:
+    """The outcome of a body that is not what its stream is made of."""
+    too_many = isinstance(error, TooManyMessages)
+    return Outcome(Kind.TOO_MANY_MESSAGES if too_many else Kind.BAD_JSON, stream, str(error))
 
 
 def _judge_producer(stream: Stream, producer: Producer, producers_max: int) -> Outcome | None:

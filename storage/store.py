@@ -30,7 +30,7 @@ from storage.errors import (
     OutOfSpace,
     Unsettled,
 )
-from storage.framing import Framed, frame
+from storage.framing import Framed, try_frame
 from storage.index import Checkpoint, Index
 from storage.indexer import Indexer
 from storage.limits import Limits
@@ -39,7 +39,7 @@ from storage.pending import PendingBatch, Sealed
 from storage.reading import Chunk, ColdRead, Reader, Segments, Snapshot
 from storage.recovery import Recovered, recover
 from storage.residents import Loaded, Residents, TailCache
-from storage.state import Append, Batch, Kind, Outcome, Run, Stream, StreamConfig, decide
+from storage.state import Append, Batch, Kind, Outcome, Run, Stream, StreamConfig, decide, misframed
 
 DUE_STREAMS_PER_TICK = 1_000
 FULL = "The disk is full: nothing was kept, and writing resumes when there is space."
@@ -202,9 +202,13 @@ class Store:
 
     def _batch_of(self, stream: Stream) -> Batch | None:
         """The batch that the stream's accepted state rests on, if it is not durable yet."""
-        if stream.last_sequence <= self._durable_sequence:
+        return self._batch_at(stream.last_sequence)
+
+    def _batch_at(self, sequence: int) -> Batch | None:
+        """The batch with this sequence number, if it is not durable yet."""
+        if sequence <= self._durable_sequence:
             return None
-        if stream.last_sequence == self._open.sequence or self._sealed is None:
+        if sequence == self._open.sequence or self._sealed is None:
             return self._open
         return self._sealed.batch
 
@@ -220,9 +224,17 @@ class Store:
             and self._backlog.bearable
         )
 
-    def create(self, path: bytes, config: StreamConfig, body: bytes, closed: bool) -> Outcome:
-        """Create a stream (protocol 5.1): CREATED, EXISTS, CONFLICT or BAD_JSON.
+    def create(
+        self,
+        path: bytes,
+        config: StreamConfig,
+        body: bytes,
+        closed: bool,
+        framed: Framed | FramingError | None = None,
+    ) -> Outcome:
+        """Create a stream (protocol 5.1): CREATED, EXISTS, CONFLICT, or a body that is wrong.
 
+        `framed` is as in `Append`.
         Raises `CommitError` when the store takes no writes, `NotResident` as `find` does.
         """
         if not 0 < len(path) <= self.limits.path_bytes_max:
@@ -232,12 +244,12 @@ class Store:
         if existing is not None and not existing.deleted and not existing.expired(now_ms):
             same = existing.config.matches(config) and existing.closed == closed
             return self._resting(Outcome(Kind.EXISTS if same else Kind.CONFLICT, existing))
-        framed = Framed(b"", None)
-        if body:
-            try:
-                framed = frame(config.framing, body)
-            except FramingError as error:
-                return Outcome(Kind.BAD_JSON, None, str(error))
+        if not body:
+            framed = Framed(b"", None)
+        elif framed is None:
+            framed = try_frame(config.framing, body)
+        if isinstance(framed, FramingError):
+            return misframed(framed, None)
         self._check_writable()
         if existing is not None and not existing.deleted:
             accept_delete(self._open, existing)
@@ -287,8 +299,10 @@ class Store:
         before it is durable tells what a crash could take back.
         """
         deadline_ms = stream.slide(self.now_ms())
-        if deadline_ms is None or self.latched or stream.deleted or not stream.durable:
+        if self.latched or stream.deleted or not stream.durable:
             return None
+        if deadline_ms is None:
+            return self._batch_at(stream.deadline_sequence)
         accept_deadline(self._open, stream, deadline_ms)
         return self._open
 
@@ -379,8 +393,10 @@ class Store:
         for stream, tail, closed, deleted in sealed.effects:
             if tail != stream.durable_tail or closed != stream.durable_closed or deleted:
                 woken.append(stream)
-            stream.durable = True
-            stream.shadowed = None
+            if not stream.durable:
+                stream.durable = True
+                stream.created_ms = sealed.time_ms  # as a restart would find it
+                stream.shadowed = None
             stream.durable_tail = tail
             stream.durable_closed = closed
             stream.gone = deleted

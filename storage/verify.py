@@ -2,7 +2,8 @@
 
 The index is checked by building another one from the log, in memory-mapped scratch space, and
 comparing them entry by entry. LMDB's pages have no checksum, so walking damaged ones can end the
-process: `python -m storage.verify DIRECTORY` is the child that does it, one finding a line.
+process: `python -m storage.verify DIRECTORY SCRATCH` is the child that does it, one finding a line,
+its fields parted by tabs.
 """
 
 import os
@@ -17,7 +18,7 @@ from storage.batch import BLOCK, LENGTH_MASK, block_checksum
 from storage.chain import open_chain, segment_end
 from storage.directory import DataDirectory
 from storage.disk import read_at
-from storage.errors import CorruptData, OpenError, StorageError
+from storage.errors import CorruptData, StorageError
 from storage.index import TABLES, Index
 from storage.indexer import Indexer
 from storage.log import LogEnd
@@ -38,8 +39,14 @@ class Finding(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
-        stream = f", stream {self.stream_id}" if self.stream_id else ""
-        return f"{self.file}, position {self.position}{stream}: {self.reason}"
+        return self.line()
+
+    def line(self, path: str = "") -> str:
+        """The finding in a line, with the stream's path where that is known."""
+        position = "" if self.file.startswith("index/") else f", position {self.position}"
+        name = f" ({path})" if path else ""
+        stream = f", stream {self.stream_id}{name}" if self.stream_id else ""
+        return f"{self.file}{position}{stream}: {self.reason}"
 
 
 class LogReport:
@@ -81,10 +88,14 @@ def check_log(
                 batch = scanner.batch_at(last.position)
                 if (batch.head.sequence, batch.head.predecessor) != (last[2] + 1, last[3]):
                     raise DecodeError("the batch does not follow its predecessor")
+                yield from _check_payload(segment, batch, end is None)
             except DecodeError as error:
                 yield from _end_of_segment(scanner, last, end, report, str(error))
                 break
-            yield from _check_payload(segment, batch, end is None)
+            except OSError as error:
+                reason = f"it cannot be read from here on: {error.strerror}"
+                yield Finding(segment.name, last.position, 0, reason)
+                break
             last = LogEnd(header.segment_id, batch.end, batch.head.sequence, batch.checksum)
             report.batches += 1
             report.records += batch.head.records
@@ -129,26 +140,32 @@ def _check_payload(segment: SegmentFile, batch: BatchView, active: bool) -> Iter
             position += length
 
 
-def check_index(directory: DataDirectory) -> Iterator[Finding]:
+def check_index(directory: DataDirectory, scratch: Path) -> Iterator[Finding]:
     """Compare the index with one built from the log up to the same batch. Raises `StorageError`.
 
     May end the process if LMDB's pages are damaged.
     """
     index = Index(directory.index, writable=False)
-    checkpoint = index.checkpoint()
-    if checkpoint is None:
-        return
-    with tempfile.TemporaryDirectory(prefix="durable-streamsd-verify-") as scratch:
-        fresh = Index(Path(scratch) / "index", writable=True)
-        indexer = Indexer(directory.segments, fresh)
-        target = LogEnd(*checkpoint[:4])
-        while indexer.step(target, STEP_RECORDS).sequence < target.sequence:
-            pass
-        for table in TABLES:
-            if table != "state":
-                yield from _differences(table, index, fresh)
-        fresh.close()
-    index.close()
+    try:
+        checkpoint = index.checkpoint()
+        if checkpoint is None:
+            return
+        if index.directory_id() != directory.id:
+            reason = "the index is of another data directory: run reindex"
+            yield Finding("index/data.mdb, table state", 0, 0, reason)
+        fresh = Index(scratch, writable=True)
+        try:
+            indexer = Indexer(directory.segments, fresh)
+            target = LogEnd(*checkpoint[:4])
+            while indexer.step(target, STEP_RECORDS).sequence < target.sequence:
+                pass
+            for table in TABLES:
+                if table != "state":
+                    yield from _differences(table, index, fresh)
+        finally:
+            fresh.close()
+    finally:
+        index.close()
 
 
 def _differences(table: str, index: Index, fresh: Index) -> Iterator[Finding]:
@@ -176,16 +193,27 @@ def _differences(table: str, index: Index, fresh: Index) -> Iterator[Finding]:
 
 def check_index_apart(directory: DataDirectory) -> Iterator[Finding]:
     """`check_index` in a child process, which damaged pages may end."""
+    if not directory.has_index():
+        reason = "the index is missing: run reindex, or start the daemon, which makes it anew"
+        yield Finding("index/data.mdb", 0, 0, reason)
+        return
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
-    command = [sys.executable, "-m", "storage.verify", str(directory.path)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True
-    ) as child:
+    with (
+        tempfile.TemporaryDirectory(prefix="durable-streamsd-verify-") as scratch,
+        subprocess.Popen(
+            [sys.executable, "-m", "storage.verify", str(directory.path), scratch],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            text=True,
+        ) as child,
+    ):
         assert child.stdout is not None
         assert child.stderr is not None
         for number, line in enumerate(child.stdout):
             if number < FINDINGS_MAX:
-                yield Finding("index/data.mdb", 0, 0, line.rstrip("\n"))
+                file, position, stream_id, reason = line.rstrip("\n").split("\t")
+                yield Finding(file, int(position), int(stream_id), reason)
         said = child.stderr.read().strip()
     if child.returncode < 0:
         yield Finding("index/data.mdb", 0, 0, "reading it ends the process: run reindex")
@@ -193,16 +221,18 @@ def check_index_apart(directory: DataDirectory) -> Iterator[Finding]:
         yield Finding("index/data.mdb", 0, 0, said.splitlines()[-1] if said else "run reindex")
 
 
-def main(path: str) -> int:
+def main(path: str, scratch: str) -> int:
     """The child: findings on standard output; 1 with a sentence when it cannot go on."""
     try:
-        for finding in check_index(DataDirectory(Path(path))):
-            print(f"{finding.file.removeprefix('index/data.mdb, ')}: {finding.reason}")
-    except (CorruptData, OpenError, StorageError) as error:
+        for finding in check_index(DataDirectory(Path(path)), Path(scratch)):
+            print(*finding, sep="\t")
+    except CorruptData as error:
+        print(error.file, error.position, 0, error.reason, sep="\t")
+    except StorageError as error:
         print(error, file=sys.stderr)
         return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))

@@ -244,3 +244,21 @@ def test_refused_writes(driver: Driver) -> None:
     assert driver.append(b"t", b"x").code == "outcome-unknown"
     assert driver.get(b"t").status == 200
     driver.store.latched = False
+
+
+def test_a_heavy_body_is_framed_elsewhere(driver: Driver) -> None:
+    """Bodies that take long to split do so in a worker thread, and are judged in the same order."""
+    driver.create(b"heavy", "application/json")
+    many = b"[" + b"0," * 70_000 + b"0]"
+    for body, code in ((many, "too-many-messages"), (b'["\\u0041"' + b" " * 70_000, "bad-json")):
+        refused = driver.append(b"heavy", body, "application/json")
+        assert (refused.effects[0], refused.code) == ("Offload", code)
+        created = driver.request(
+            "PUT", b"heavier", headers={"Content-Type": "application/json"}, body=body
+        )
+        assert (created.effects[0], created.code) == ("Offload", code)
+    driver.close_stream(b"heavy")
+    assert driver.append(b"heavy", many, "application/json").code == "closed"
+    driver.create(b"text")
+    assert driver.append(b"text", many, "application/json").code == "content-type-mismatch"
+    assert driver.append(b"text", many).effects == ["Durable"]

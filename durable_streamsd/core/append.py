@@ -19,6 +19,7 @@ from durable_streamsd.core.lines import CLOSED, next_offset_line, tail_lines
 from durable_streamsd.core.lookup import look_up
 from durable_streamsd.core.message import Request, Response
 from durable_streamsd.core.problems import Code, Problem
+from storage.framing import Framing, is_heavy, try_frame
 from storage.state import Append, Kind, Outcome
 
 __all__ = ["append"]
@@ -53,6 +54,8 @@ def _parse(request: Request) -> Append:
 async def _decide(change: Append, path: bytes, context: Context) -> Outcome:
     """Have the store decide. Each wait is followed by looking again from the start."""
     store = context.store
+    if change.media_type == "application/json" and is_heavy(Framing.JSON, change.body):
+        change.framed = await Offload(partial(try_frame, Framing.JSON, change.body))
     while True:
         stream = await look_up(store.find, path)
         if not store.accepting:
@@ -91,6 +94,7 @@ _REFUSALS = {
     Kind.STREAM_SEQ: Code.STREAM_SEQ_REGRESSION,
     Kind.TOO_MANY_PRODUCERS: Code.TOO_MANY_PRODUCERS,
     Kind.BAD_JSON: Code.BAD_JSON,
+    Kind.TOO_MANY_MESSAGES: Code.TOO_MANY_MESSAGES,
     Kind.EMPTY_ARRAY: Code.EMPTY_ARRAY,
     Kind.MISSING: Code.NOT_FOUND,
 }

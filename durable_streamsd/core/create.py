@@ -5,9 +5,10 @@ body. Left out: forks (protocol 4.2), which are refused by name.
 """
 
 import re
+from functools import partial
 
 from durable_streamsd.core.context import Context
-from durable_streamsd.core.effects import Durable, Resident, Room
+from durable_streamsd.core.effects import Durable, Offload, Resident, Room
 from durable_streamsd.core.headers import (
     parse_content_type,
     parse_expires_at,
@@ -19,6 +20,7 @@ from durable_streamsd.core.message import Request, Response
 from durable_streamsd.core.paths import STREAM_ROOT, quote_path
 from durable_streamsd.core.problems import Code, Problem
 from storage.errors import NotResident
+from storage.framing import is_heavy, try_frame
 from storage.state import Kind, Outcome, StreamConfig
 
 __all__ = ["create"]
@@ -46,6 +48,8 @@ async def create(request: Request, path: bytes, context: Context) -> Response:
         if kind is Kind.CREATED:
             return Response(201, (*headers, location), b"")
         return Response(200, headers, b"")
+    if kind is Kind.TOO_MANY_MESSAGES:
+        raise Problem(Code.TOO_MANY_MESSAGES, detail=outcome.detail)
     if kind is Kind.BAD_JSON:
         raise Problem(Code.BAD_JSON, detail=outcome.detail)
     raise Problem(Code.CONFIG_CONFLICT)
@@ -70,12 +74,16 @@ async def _decide(path: bytes, config: StreamConfig, request: Request, context: 
     """Have the store decide. Each wait is followed by looking again from the start."""
     store = context.store
     closed = says_closed(request.headers)
+    body = request.body
+    framed = None
+    if is_heavy(config.framing, body):
+        framed = await Offload(partial(try_frame, config.framing, body))
     while True:
         if not store.accepting:
             await Room()
             continue
         try:
-            return store.create(path, config, request.body, closed)
+            return store.create(path, config, body, closed, framed)
         except NotResident:
             await Resident(path)
 

@@ -128,6 +128,12 @@ class Code(enum.Enum):
         "Body is not valid JSON",
         "Send one JSON value, or an array whose elements become the messages.",
     )
+    TOO_MANY_MESSAGES = (
+        "too-many-messages",
+        413,
+        "Too many messages in one request",
+        "Send them in several requests.",
+    )
     EMPTY_ARRAY = (
         "empty-array",
         400,

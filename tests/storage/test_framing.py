@@ -10,8 +10,15 @@ from engine import bounded
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from storage.errors import FramingError
-from storage.framing import Framing, frame, framing_of, message_lengths, text_boundary
+from storage.errors import FramingError, TooManyMessages
+from storage.framing import (
+    MESSAGES_MAX,
+    Framing,
+    frame,
+    framing_of,
+    message_lengths,
+    text_boundary,
+)
 
 SPACE = st.sampled_from(["", "", "", " ", "\n", "\t \r\n"])
 ESCAPES = st.sampled_from(
@@ -240,3 +247,27 @@ def test_other_framings_store_the_body() -> None:
 def test_media_type_decides_the_framing(media_type: str, framing: Framing) -> None:
     """Only `application/json` is JSON, and only `text/*` is text."""
     assert framing_of(media_type) is framing
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" + b"0," * MESSAGES_MAX + b"0]",
+        b"0," * MESSAGES_MAX + b"0",
+        b"[[1,2]," + b'{"a":[3,4]},' * MESSAGES_MAX + b"5]",
+        b"[" + b'",]",' * MESSAGES_MAX,
+    ],
+    ids=["array", "no array", "nested", "cut short"],
+)
+def test_too_many_messages(body: bytes) -> None:
+    """A body with more messages than may be appended at once is refused before they are made."""
+    with pytest.raises(TooManyMessages):
+        frame(Framing.JSON, body)
+
+
+def test_many_commas_in_few_messages() -> None:
+    """Only messages are counted: one may have as many elements and brackets as it likes."""
+    message = b'{"a":[' + b'[1,"],["],' * MESSAGES_MAX + b"0]}"
+    assert frame(Framing.JSON, b"[%b,2]" % message) == (message + b",2,", [len(message) + 1, 2])
+    most = b"[" + b"0," * (MESSAGES_MAX - 1) + b"0]"
+    assert frame(Framing.JSON, most).lengths == [2] * MESSAGES_MAX

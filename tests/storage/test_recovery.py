@@ -231,6 +231,7 @@ def test_a_damaged_index_entry_does_not_stop_the_clock(tmp_path: Path, table: st
     store = open_store(path, ROOMY)
     for name in (b"bad-one", b"good-one"):
         engine.create(store, name, ttl_s=5)
+    engine.create(store, b"between")  # what is next to damage is not believed to be missing
     engine.commit(store)
     store.close()
     index = Index(path / "index", writable=True)
