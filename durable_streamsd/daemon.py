@@ -11,6 +11,7 @@ Left out: what a request does (core, storage) and where settings come from (`con
 
 import asyncio
 import contextlib
+import faulthandler
 import gc
 import logging
 import os
@@ -71,6 +72,7 @@ def run(settings: Settings, on_listening: Callable[[str], None] | None = None) -
     `on_listening` is called with the URL after the first line was printed.
     """
     set_up_logging(settings.log_level)
+    faulthandler.enable()  # a damaged page of the index can end the process without a word
     limits = Limits(
         # A batch never spans two segments, and one append may be as large as a body.
         segment_bytes=max(settings.segment_bytes, 2 * settings.body_bytes_max),

@@ -214,9 +214,7 @@ def segment_header(data: bytes) -> None:
     assert encode_header(header) == data[:HEADER_BYTES]
 
 
-_folder = tempfile.TemporaryDirectory(
-    prefix="fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None
-)
+_file = os.memfd_create("segment")
 
 
 def scanner(data: bytes) -> None:
@@ -243,9 +241,9 @@ def scanner(data: bytes) -> None:
         batches.append((len(content), sequence))
         content += b"".join(encoded.buffers)
         predecessor = encoded.checksum
-    path = Path(_folder.name) / "0000000000000001.log"
-    path.write_bytes(content)
-    scan = Scanner(SegmentFile(path))
+    os.ftruncate(_file, 0)
+    os.pwrite(_file, content, 0)
+    scan = Scanner(SegmentFile(Path(f"/proc/self/fd/{_file}")))
     position = FIRST_BATCH_POSITION
     read = []
     reading = True
@@ -706,7 +704,11 @@ def run_all(seconds: int) -> int:
     failed = 0
     for name in TARGETS:
         command = [sys.executable, __file__, name, f"-max_total_time={seconds}", "-verbosity=0"]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:  # libFuzzer leaves its own
+            environment = dict(os.environ, TMPDIR=folder)
+            result = subprocess.run(
+                command, capture_output=True, text=True, check=False, env=environment
+            )
         done = re.findall(r"stat::number_of_executed_units: *(\d+)|Done (\d+) runs", result.stderr)
         runs = "".join(done[0]) if done else "?"
         print(f"{name}: {runs} executions, exit code {result.returncode}", flush=True)
