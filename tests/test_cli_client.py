@@ -131,7 +131,10 @@ class ScriptedServer:
 
     def _serve(self) -> None:
         for answer in self._answers:
-            connection, _ = self._socket.accept()
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return  # closed before everything was asked for
             with connection:
                 request = b""
                 while b"\r\n\r\n" not in request:

@@ -19,7 +19,14 @@ import engine
 import pytest
 from crashdisk import CrashDisk, Image, come_up
 from engine import SMALL, ManualStore, abandon, open_store
-from workload import Workload, check_store, index_agrees_with_log
+from workload import (
+    Seen,
+    Workload,
+    check_store,
+    index_agrees_with_log,
+    no_reader_saw_what_is_gone,
+    seen,
+)
 
 from storage.errors import Latched, OpenError, OutOfSpace
 from storage.limits import Limits
@@ -32,6 +39,7 @@ class Moment:
     """What a crash may leave at one moment, and what had been acknowledged by then."""
 
     images: list[Image]
+    seen: Seen
     acknowledged: int
     in_flight: bool
     clock_ms: int
@@ -46,10 +54,12 @@ class Camera:
         self._work = work
         self._chance = random.Random(seed)
         self._last: Image = {}
+        self.syncs = 0
 
     def take(self) -> None:
         """A moment, unless it is the one before."""
         disk = self._disk
+        self.syncs = disk.syncs
         images = [disk.durable(), disk.everything(), disk.torn(self._chance)]
         distinct = [image for at, image in enumerate(images) if image not in images[:at]]
         work = self._work
@@ -57,7 +67,9 @@ class Camera:
             return
         self._last = distinct[-1]
         self.moments.append(
-            Moment(distinct, work.acknowledged, work.in_flight, work.store.clock_ms)
+            Moment(
+                distinct, seen(work.store), work.acknowledged, work.in_flight, work.store.clock_ms
+            )
         )
 
 
@@ -80,6 +92,7 @@ def check_image(
         sequence = store.recovered.end.sequence
         assert moment.acknowledged <= sequence <= moment.acknowledged + moment.in_flight
         check_store(store, work.states[sequence])
+        no_reader_saw_what_is_gone(store, work.states[sequence], moment.seen)
         ids = [stream.stream_id for stream in work.states[sequence].values()]
         assert store._next_stream_id > max(ids, default=0)
         if scratch is not None:
@@ -101,13 +114,18 @@ def run(path: Path, seed: int, turns: int, limits: Limits) -> tuple[Workload, Ca
     return work, camera
 
 
-@pytest.mark.parametrize(("seed", "zero_ahead_bytes"), [(1, 0), (2, 0), (3, 2_048)])
-def test_power_cut_at_every_sync(tmp_path: Path, seed: int, zero_ahead_bytes: int) -> None:
+@pytest.mark.parametrize(
+    ("seed", "turns", "zero_ahead_bytes"), [(1, 200, 0), (2, 40, 0), (3, 40, 2_048)]
+)
+def test_power_cut_at_every_sync(
+    tmp_path: Path, seed: int, turns: int, zero_ahead_bytes: int
+) -> None:
     """Whenever the power goes, the store comes up with every acknowledged batch, at most the one
     in flight besides, and an index that says what the log says."""
     limits = replace(TINY, zero_ahead_bytes=zero_ahead_bytes)
-    work, camera = run(tmp_path / "data", seed, 40, limits)
-    assert work.acknowledged >= 30
+    work, camera = run(tmp_path / "data", seed, turns, limits)
+    assert work.acknowledged >= turns * 3 // 4
+    assert camera.syncs >= (300 if turns == 200 else 60)
     assert len(list((tmp_path / "data" / "segments").iterdir())) >= 8
     assert len(camera.moments) > 2 * work.acknowledged
     seen = set()

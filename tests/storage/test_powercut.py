@@ -2,7 +2,7 @@
 
 import powercut
 
-SEEDS = 1_000
+SEEDS = 2_000
 
 
 def test_power_cuts_and_kills() -> None:

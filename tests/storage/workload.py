@@ -14,7 +14,7 @@ from pathlib import Path
 import engine
 from engine import BYTES, JSON, START_MS, TEXT, ManualStore
 
-from storage.errors import CommitError
+from storage.errors import CommitError, NotResident, Unsettled
 from storage.index import TABLES, Index
 from storage.indexer import Indexer
 from storage.record import Producer
@@ -228,6 +228,31 @@ def deleted_stays_deleted(store: Store, state: State) -> None:
         if path not in state:
             assert engine.visible(store, path) is None
             assert engine.find(store, path) is None
+
+
+Seen = dict[bytes, tuple[int, int]]
+"""What readers could have read at a moment: by path the stream's id and its durable tail."""
+
+
+def seen(store: Store) -> Seen:
+    """What readers of a running store can see of the streams that are in memory."""
+    found: Seen = {}
+    for path in PATHS:
+        try:
+            stream = store.visible(path)
+        except (NotResident, Unsettled):
+            continue
+        if stream is not None:
+            found[path] = (stream.id, stream.durable_tail)
+    return found
+
+
+def no_reader_saw_what_is_gone(store: Store, state: State, readers: Seen) -> None:
+    """What a reader was shown before the crash is there after it, unless it was deleted since."""
+    for path, (stream_id, tail) in readers.items():
+        expected = state.get(path)
+        if expected is not None and expected.stream_id == stream_id:
+            assert engine.seen(store, path).durable_tail >= tail
 
 
 def bytes_identical(content: bytes, expected: Expected) -> None:
