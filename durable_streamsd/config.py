@@ -76,6 +76,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     body_bytes_max: Annotated[int, Meta(ge=1, le=1 << 30)] = 64 * MIB
     bodies_bytes_max: Bytes = 256 * MIB
     """Of all large bodies in memory before they are accepted; beyond it sockets are not read."""
+    answers_bytes_max: Bytes = 256 * MIB
+    """Of all large answers and events that readers have not taken yet; beyond it others wait."""
     head_bytes_max: Annotated[int, Meta(ge=1_024, le=MIB)] = 16 * KIB
     head_fields_max: Count = 100
     read_ahead_bytes_max: Annotated[int, Meta(ge=KIB, le=16 * MIB)] = 64 * KIB

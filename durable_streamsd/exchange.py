@@ -13,6 +13,9 @@ Invariants:
 - a handler that ends before its stream started was told nothing about; one that ends after it in
   any way but its own has its connection cut, so that no client takes the end for a regular one
 
+A large answer has a share of the memory for all of them (`Hold`, `services.Answers`). The lane says
+how large it came out (`fit`) and gives it back when the socket's buffer was emptied (`give_back`).
+
 Cancelling (`cancel`, when the connection is lost) closes the coroutine. That leaves behind: an
 accepted append, whose outcome is told to nobody; a running thread, whose result is dropped; and an
 entry in a waiting list, which does nothing when its turn comes.
@@ -27,6 +30,7 @@ from typing import Any
 from durable_streamsd.core.effects import (
     Durable,
     Effect,
+    Hold,
     Offload,
     Resident,
     Room,
@@ -37,6 +41,7 @@ from durable_streamsd.core.effects import (
 )
 from durable_streamsd.core.message import Frame, Response
 from durable_streamsd.core.problems import Code
+from durable_streamsd.core.snapshot import SMALL_ANSWER_BYTES
 from durable_streamsd.hub import Group
 from durable_streamsd.services import Services
 from durable_streamsd.wheel import Timed, ticks_of
@@ -52,12 +57,13 @@ log = logging.getLogger(__name__)
 class Exchange(Timed):
     """One request being answered, or a connection that answers one after the other."""
 
-    __slots__ = ("_coroutine", "_pending", "_started", "group", "services")
+    __slots__ = ("_coroutine", "_pending", "_started", "group", "services", "share")
 
     def __init__(self, services: Services) -> None:
         super().__init__()
         self.services = services
         self.group: Group | None = None  # the hub's
+        self.share = 0  # of the memory for large answers, in bytes
         self._coroutine: Handler | None = None
         self._pending: Effect[Any] | None = None
         self._started = False
@@ -78,6 +84,8 @@ class Exchange(Timed):
     def cancel(self) -> None:
         """The connection is lost: nobody is there to be answered."""
         coroutine, self._coroutine = self._coroutine, None
+        if type(self._pending) is Hold:
+            self.services.answers.give_up(self)
         self._pending = None
         self.services.hub.leave(self)
         self.services.wheel.forget(self)
@@ -86,6 +94,21 @@ class Exchange(Timed):
                 coroutine.close()
             except Exception:
                 log.exception("a handler failed while it was being cancelled")
+        self.give_back()
+
+    def fit(self, size: int) -> None:
+        """What is about to be sent has `size` bytes: correct the share, if there is one."""
+        if size <= SMALL_ANSWER_BYTES:
+            size = 0
+        if self.share and size != self.share:
+            self.services.answers.give_back(self.share - size)
+            self.share = size
+
+    def give_back(self) -> None:
+        """Nothing large is on its way to the client any more."""
+        if self.share:
+            self.services.answers.give_back(self.share)
+            self.share = 0
 
     # ---- what a lane provides
 
@@ -125,6 +148,11 @@ class Exchange(Timed):
         """The batch that the handler waits for is durable, or never will be."""
         if self._coroutine is not None:
             self._advance(self._coroutine, None, error)
+
+    def may_send(self, size: int) -> None:
+        """The share of a large answer is set aside."""
+        self.share = size
+        self.resume(None)
 
     def woken(self) -> None:
         """The hub has news of the stream, or the daemon drains."""
@@ -187,6 +215,8 @@ class Exchange(Timed):
     def _wait_for_news(self, wake: Wake) -> bool | None:
         """What `wake` comes to, if that is known already. First register, then compare."""
         hub = self.services.hub
+        if self.share:
+            self.give_back()  # nothing came of what it was taken for
         hub.register(self, wake.stream)
         if wake.due or self.services.context.draining:
             hub.leave(self)
@@ -206,6 +236,15 @@ class Exchange(Timed):
                 self._started = True
                 self.start(effect.response)
                 return True
+            case Hold():
+                size = max(
+                    effect.size_bytes,
+                    min(effect.message_bytes, services.settings.body_bytes_max),
+                )
+                self.give_back()
+                if services.answers.take(size, self):
+                    self.share = size
+                    return True
             case Resident():
                 services.loader.wait(effect.path, self)
             case Offload():

@@ -4,7 +4,10 @@ A request is a task here, and its answer is written by aiohttp. The handler coro
 driven by an `Exchange` all the same; what its sinks are told goes to the task through an outbox.
 
 Limits are those of the express lane. aiohttp has no limit for a head as a whole: it is checked when
-the head is there, and aiohttp's own (each line 8 KiB, so many lines) bound what it may hold.
+the head is there, and aiohttp's own (each line as long as a head may be, and so many lines) bound
+what it may hold.
+
+Frames go to the transport as they are, chunk by chunk: aiohttp would copy each.
 
 Left out: everything that aiohttp offers beyond its low-level server (routes, middlewares, access
 logs).
@@ -29,8 +32,6 @@ from durable_streamsd.express.head import CHUNKED, Head, Refused, judge_head
 from durable_streamsd.services import SERVER, Services, address_of, cut_off
 
 __all__ = ["General"]
-
-LINE_BYTES_MAX = 8_190
 
 log = logging.getLogger(__name__)
 
@@ -125,8 +126,8 @@ class Protocol(web.RequestHandler):
             loop=asyncio.get_running_loop(),
             keepalive_timeout=settings.idle_timeout_s,
             lingering_time=settings.linger_timeout_s,
-            max_line_size=LINE_BYTES_MAX,
-            max_field_size=LINE_BYTES_MAX,
+            max_line_size=settings.head_bytes_max,
+            max_field_size=settings.head_bytes_max,
             max_headers=settings.head_fields_max,
             access_log=None,  # type: ignore[arg-type]  # None is how aiohttp turns it off
             auto_decompress=False,  # a body is stored as it was sent
@@ -144,6 +145,12 @@ class Protocol(web.RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._services.connections.opened()
         super().connection_made(transport)
+        self.set_write_buffer(self._services.settings.write_buffer_bytes_max)
+
+    def set_write_buffer(self, high: int) -> None:
+        """From how many unsent bytes on `drain` waits."""
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.set_write_buffer_limits(high)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._services.connections.closed()
@@ -177,13 +184,15 @@ class Protocol(web.RequestHandler):
         if isinstance(exc, ConnectionError) or request.writer.output_size > 0:
             raise ConnectionError("nothing true can be answered any more")
         code = Code.BAD_REQUEST
-        if isinstance(exc, LineTooLong):
+        if isinstance(exc, LineTooLong) or "Too many headers" in str(exc):  # no class of its own
             code = Code.HEADERS_TOO_LARGE
         elif status != 400:
             log.error("the task of a request failed", exc_info=exc)
             code = Code.INTERNAL_ERROR
         problem = self._services.context.problem(code)
-        answer = web.Response(status=problem.status, headers=problem.fields(), body=problem.body)
+        # aiohttp takes a request that it could not parse for HTTP/1.0, where closing goes unsaid.
+        headers = [*problem.fields(), ("Server", SERVER), ("Connection", "close")]
+        answer = web.Response(status=problem.status, headers=headers, body=problem.body)
         answer.force_close()
         return answer
 
@@ -228,7 +237,7 @@ class General(web.Server):
             del message, body, head  # an event stream must not keep them
             return await self._relay(exchange, request)
         except Refused as refused:
-            return await self._send(services.context.problem(refused.code), request, last=True)
+            return await self._send(services.context.problem(refused.code), request, True, exchange)
         finally:
             # Cancelled because the connection is lost, or all said: either way nothing is left.
             exchange.cancel()
@@ -294,11 +303,13 @@ class General(web.Server):
         if not isinstance(first, Response):
             self._cut(request)
         if not exchange.streaming:
-            return await self._send(first, request, exchange.last)
+            return await self._send(first, request, exchange.last, exchange)
         stream = self._aiohttp_response(first, exchange.last)
         await self._in_time(stream.prepare(request), request)
+        chunked = request.version == HttpVersion11
         while isinstance(item := await exchange.next(), Frame):
-            await self._in_time(stream.write(item.data), request)
+            await self._write_frame(item, chunked, exchange, request)
+            del item  # the next one may be long in coming
         if item is _ABORTED:
             self._cut(request)
         await self._in_time(stream.write_eof(), request)
@@ -306,13 +317,45 @@ class General(web.Server):
             stream.force_close()
         return stream
 
+    async def _write_frame(
+        self, frame: Frame, chunked: bool, exchange: TaskExchange, request: web.BaseRequest
+    ) -> None:
+        transport = request.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError
+        self._begin_write(frame.size, exchange, request)
+        transport.write(frame.chunked if chunked else frame.plain)
+        await self._in_time(request.writer.drain(), request)
+        self._end_write(exchange, request)
+
     async def _send(
-        self, response: Response, request: web.BaseRequest, last: bool
+        self,
+        response: Response,
+        request: web.BaseRequest,
+        last: bool,
+        exchange: TaskExchange,
     ) -> web.StreamResponse:
+        body = response.body or b""
         answer = self._aiohttp_response(response, last)
         await self._in_time(answer.prepare(request), request)
-        await self._in_time(answer.write_eof(response.body or b""), request)
+        self._begin_write(len(body), exchange, request)
+        await self._in_time(answer.write_eof(body), request)
+        await self._in_time(request.writer.drain(), request)
+        self._end_write(exchange, request)
         return answer
+
+    def _begin_write(self, size: int, exchange: TaskExchange, request: web.BaseRequest) -> None:
+        """So many bytes follow. A share of them is held until the socket's buffer is empty."""
+        exchange.fit(size)
+        if exchange.share and isinstance(request.protocol, Protocol):
+            request.protocol.set_write_buffer(0)
+
+    def _end_write(self, exchange: TaskExchange, request: web.BaseRequest) -> None:
+        if exchange.share:
+            exchange.give_back()
+            if isinstance(request.protocol, Protocol):
+                high = self._services.settings.write_buffer_bytes_max
+                request.protocol.set_write_buffer(high)
 
     def _aiohttp_response(self, response: Response, last: bool) -> web.StreamResponse:
         headers = [*response.fields(), ("Server", SERVER)]

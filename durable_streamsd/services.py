@@ -6,6 +6,10 @@ thread, the calls given to `Workers` aside.
 Bounded by the connections: each parks at most one request, so neither the queue of the worker
 threads nor the two waiting lists hold more than `connections_max` entries.
 
+Large answers pass one gate, `Answers`: it bounds both the memory that unsent ones take and how many
+of their bytes are sent in one turn of the loop, so that readers who take whatever they are given
+delay nobody.
+
 Left out: what an effect means to a request (`exchange`), and sockets (the lanes).
 """
 
@@ -16,7 +20,7 @@ import struct
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import formatdate
 from typing import Any, Protocol
 
@@ -32,6 +36,7 @@ from storage.store import Store
 __all__ = [
     "SERVER",
     "Allowance",
+    "Answers",
     "Clock",
     "Connections",
     "Loader",
@@ -44,6 +49,11 @@ __all__ = [
 
 WORKERS_MAX = 4
 LOOKUPS_PER_HOP_MAX = 64
+ANSWERS_PER_TURN_BYTES_MAX = 1 << 20
+"""Of large answers begun in one turn of the loop; one more answer may pass it."""
+PAUSE_S = 0.001
+"""After such a turn, so that the committer's thread gets at the interpreter: a loop that is never
+idle lets go of it only for moments too short for another thread to wake up in."""
 SERVER = "durable-streamsd"
 """The `Server` header of every answer."""
 
@@ -210,6 +220,78 @@ class Allowance:
             self._granting = False
 
 
+class Reader(Protocol):
+    """Whoever wants to send a large answer: `exchange.Exchange`."""
+
+    def may_send(self, size: int) -> None:
+        """Its share is set aside, and it is its turn."""
+
+
+class Answers:
+    """So many bytes for all large unsent answers together, and so many in one turn of the loop;
+    first come, first served.
+
+    An answer that is larger than all may be passes when no other is there. Readers are called from
+    the loop, never from within `take` or `give_back`.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._left = bytes_max
+        self._turn_left = ANSWERS_PER_TURN_BYTES_MAX
+        self._scheduled = False
+        self._queue: OrderedDict[Reader, int] = OrderedDict()
+
+    @property
+    def outstanding_bytes(self) -> int:
+        """What is set aside now."""
+        return self._bytes_max - self._left
+
+    def take(self, size: int, reader: Reader) -> bool:
+        """Take a share. False: later, `reader.may_send` will say when."""
+        if self._queue or not self._may_have(size):
+            self._queue[reader] = size
+            return False
+        self._give(size)
+        return True
+
+    def give_up(self, reader: Reader) -> None:
+        """Wait no more. A reader that does not wait is let be."""
+        self._queue.pop(reader, None)
+        self._look_again()
+
+    def give_back(self, size: int) -> None:
+        """Return a share that was taken, or a part of it; a negative size adds to it."""
+        self._left += size
+        self._look_again()
+
+    def _may_have(self, size: int) -> bool:
+        return self._turn_left > 0 and (size <= self._left or self._left >= self._bytes_max)
+
+    def _give(self, size: int) -> None:
+        self._left -= size
+        self._turn_left -= size
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_later(PAUSE_S, self._turn)
+
+    def _look_again(self) -> None:
+        if self._queue and not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._scheduled = False
+        self._turn_left = ANSWERS_PER_TURN_BYTES_MAX
+        while self._queue:
+            reader, size = next(iter(self._queue.items()))
+            if not self._may_have(size):
+                return
+            del self._queue[reader]
+            self._give(size)
+            reader.may_send(size)
+
+
 class Clock:
     """The lanes' own header lines, made once a second instead of once per answer."""
 
@@ -282,3 +364,7 @@ class Services:
     bodies: Allowance
     clock: Clock
     connections: Connections
+    answers: Answers = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.answers = Answers(self.settings.answers_bytes_max)

@@ -55,6 +55,8 @@ def test_a_frame_is_one_chunk(data: bytes) -> None:
     assert int(size, 16) == len(data)
     assert rest == data + b"\r\n"
     assert frame.chunked is frame.chunked
+    assert frame.plain == frame.data == data
+    assert Frame(b"", data[:1], data[1:]).chunked == frame.chunked
 
 
 def test_an_empty_frame_would_end_the_stream() -> None:

@@ -124,7 +124,7 @@ def test_a_stop_ends_live_readers_cleanly(tmp_path: Path, lane: dict[str, str]) 
         assert daemon.terminate() == 0
         assert poll.answer().status == 204
         assert poll.closed()
-        assert events.rest().endswith(b"0\r\n\r\n")
+        assert events.rest() == b"0\r\n\r\n"
         assert idle.closed()
 
 

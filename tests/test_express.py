@@ -175,6 +175,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
                 assert bench.services.connections.count == 0
                 assert len(bench.services.hub) == 0
                 assert len(bench.services.wheel) == 0
+                assert bench.services.answers.outstanding_bytes == 0
             finally:
                 await bench.services.committer.drained()
                 bench.services.committer.stop()

@@ -32,6 +32,7 @@ from storage.state import Batch, Stream
 __all__ = [
     "Durable",
     "Effect",
+    "Hold",
     "Offload",
     "Resident",
     "Room",
@@ -99,6 +100,22 @@ class Room(Effect[None]):
     """
 
     __slots__ = ()
+
+
+class Hold(Effect[None]):
+    """Set memory aside for a large answer or event, before its bytes are read.
+
+    `size_bytes` is how large it may become; `message_bytes` as well, if no message in it is cut (a
+    message is no larger than a body may be). It resumes when all unsent answers together leave
+    room, and when it is this one's turn to keep the loop busy. Whoever waits must hold no bytes.
+    The memory is the lane's again when the answer, or the frame that is sent next, was taken.
+    """
+
+    __slots__ = ("message_bytes", "size_bytes")
+
+    def __init__(self, size_bytes: int, message_bytes: int = 0) -> None:
+        self.size_bytes = size_bytes
+        self.message_bytes = message_bytes
 
 
 class Wake(Effect[bool]):

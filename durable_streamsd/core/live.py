@@ -7,11 +7,14 @@ One encoding serves all: whoever is woken first encodes the answer and leaves it
 `SharedAnswers`, under a key that names everything its bytes depend on.
 
 A slow reader is never pushed: `Send` resumes when the socket has room, and the next event is read
-from the reader's own offset, however far the stream has moved on.
+from the reader's own offset, however far the stream has moved on. While a handler waits, for
+whatever it may be, it holds no event and no answer.
 
 While a live read lasts it holds its stream (`Store.hold`), which keeps a stream with a TTL alive.
 Cancelling a handler at any await leaves nothing behind but that hold, and `finally` releases it.
 """
+
+from typing import NamedTuple
 
 from durable_streamsd.core.bodies import body_of
 from durable_streamsd.core.caching import cache_line, entity_tag, has_credentials
@@ -31,7 +34,7 @@ from durable_streamsd.core.message import Frame, Request, Response, SharedRespon
 from durable_streamsd.core.offsets import NOW, format_offset
 from durable_streamsd.core.problems import Code, Problem
 from durable_streamsd.core.query import Query
-from durable_streamsd.core.snapshot import begin_read, read_chunk
+from durable_streamsd.core.snapshot import begin_read, limit_of, read_chunk
 from durable_streamsd.core.sse import HEARTBEAT, control_event, data_event, sendable_bytes
 from storage.errors import StorageError
 from storage.framing import Framing
@@ -41,6 +44,19 @@ __all__ = ["follow", "long_poll"]
 
 SSE_LIFETIME_S_MIN = 1.0
 """The TypeScript client gives up on SSE after three connections that were shorter."""
+
+
+class Place(NamedTuple):
+    """How far a reader of an event stream is.
+
+    `sent` is where the next event continues, `seen` how far the stream was looked at. They differ
+    when a text ends within a character; its client is told that it is up to date all the same, as
+    there is nothing more to give it.
+    """
+
+    sent: int
+    seen: int
+    closed: bool
 
 
 async def long_poll(request: Request, path: bytes, query: Query, context: Context) -> Response:
@@ -84,11 +100,13 @@ def _nothing_new(stream: Stream, query: Query, context: Context) -> Response:
 async def _long_poll_data(
     stream: Stream, position: int, query: Query, caching: bytes, context: Context
 ) -> Response:
+    limit = await limit_of(context, stream, position, context.options.read_bytes_max)
     cursor = _cursor_line(query, context)
-    key = (stream.id, position, stream.durable_tail, stream.durable_closed, cursor, caching)
+    seen = (stream.id, position, stream.durable_tail, stream.durable_closed)
+    key = (*seen, limit, cursor, caching)
     shared = context.long_polls.get(key)
     if shared is None:
-        chunk = await read_chunk(context, stream, position, context.options.read_bytes_max)
+        chunk = await read_chunk(context, stream, position, limit)
         lines = [context.common, chunk_lines(stream, chunk), caching]
         if not chunk.closed:
             lines.append(cursor)
@@ -118,10 +136,10 @@ async def follow(path: bytes, query: Query, context: Context) -> None:
     cursor = following(query.cursor, context.store.now_ms(), context.cursor_salt)
     context.store.hold(stream)
     try:
-        event = await _read_event(stream, position, cursor, context)
-        await StartStream(_event_stream_head(stream, context))
+        head = _event_stream_head(stream, context)
+        place = await _send_event(stream, position, cursor, context, head)
         try:
-            await _push(stream, event, cursor, ends_s, context)
+            await _push(stream, place, cursor, ends_s, context)
         except StorageError as error:
             raise StreamBroken from error
         except Problem:
@@ -143,48 +161,51 @@ def _event_stream_head(stream: Stream, context: Context) -> Response:
     return Response(200, lines)
 
 
-async def _push(stream: Stream, event: Event, cursor: int, ends_s: float, context: Context) -> None:
+async def _push(stream: Stream, place: Place, cursor: int, ends_s: float, context: Context) -> None:
     """Send events until the stream or the connection's time is over; the last one is a control."""
     heartbeat_s = context.options.heartbeat_s
-    await Send(event.frame)
-    while not event.closed:
+    while not place.closed:
         left_s = ends_s - context.monotonic_s()
         if left_s <= 0 or context.draining or stream.gone:
             return
-        if not await Wake(stream, event.seen, False, min(left_s, heartbeat_s)):
-            if left_s > heartbeat_s:
+        if not await Wake(stream, place.seen, False, min(left_s, heartbeat_s)):
+            if left_s > heartbeat_s and not context.draining:
                 await Send(HEARTBEAT)
             continue
         if stream.gone:
             return
         cursor = max(cursor, current(context.store.now_ms()))
-        sent = event.sent
-        event = await _read_event(stream, sent, cursor, context)
-        if event.sent > sent or event.closed:
-            await Send(event.frame)
+        place = await _send_event(stream, place.sent, cursor, context)
+
+
+async def _send_event(
+    stream: Stream, position: int, cursor: int, context: Context, head: Response | None = None
+) -> Place:
+    """Send what follows `position`, if it is anything new; with `head`, that and the event."""
+    event = await _read_event(stream, position, cursor, context)
+    if head is not None:
+        await StartStream(head)
+    if head is not None or event.sent > position or event.closed:
+        await Send(event.frame)
+    return Place(event.sent, event.seen, event.closed)
 
 
 async def _read_event(stream: Stream, position: int, cursor: int, context: Context) -> Event:
-    """The data from `position` and the control event that belongs to it, as one frame.
-
-    `sent` is where the next event continues, `seen` how far the stream was looked at. They differ
-    when a text ends within a character; its client is told that it is up to date all the same, as
-    there is nothing more to give it.
-    """
-    key = (stream.id, position, stream.durable_tail, stream.durable_closed, cursor)
+    """The data from `position` and the control event that belongs to it, as one frame."""
+    limit = await limit_of(context, stream, position, context.options.event_bytes_max)
+    key = (stream.id, position, stream.durable_tail, stream.durable_closed, limit, cursor)
     event = context.events.get(key)
     if event is not None:
         return event
-    chunk = await read_chunk(context, stream, position, context.options.event_bytes_max)
+    chunk = await read_chunk(context, stream, position, limit)
     framing = stream.config.framing
     data = chunk.data
     if framing is Framing.TEXT and not chunk.closed:
         data = data[: sendable_bytes(data, chunk.up_to_date)]
     sent = position + len(data)
     token = format_offset(stream.root, sent)
-    encoded = control_event(token, cursor, chunk.up_to_date, chunk.closed)
-    if data:
-        encoded = data_event(framing, data) + encoded
-    event = Event(Frame(encoded), sent, chunk.next, chunk.closed)
-    context.events.keep(key, event, len(encoded))
+    control = control_event(token, cursor, chunk.up_to_date, chunk.closed)
+    frame = Frame(data_event(framing, data), control) if data else Frame(control)
+    event = Event(frame, sent, chunk.next, chunk.closed)
+    context.events.keep(key, event, frame.size)
     return event

@@ -9,7 +9,7 @@ parsing); a lane on top of an HTTP library takes them apart again with `Response
 
 Two values are made to be shared between thousands of waiting readers: `SharedResponse` (a
 long-poll answer) and `Frame` (an SSE write). Each remembers its encoding, so that every waiter
-is handed the same bytes object.
+is handed the same bytes object, and a frame keeps no other form of it.
 
 Left out: parsing of HTTP (the lanes), meaning of headers (`headers`, `query`, `paths`).
 """
@@ -134,24 +134,27 @@ class SharedResponse(Response):
 class Frame:
     """One write to an event stream: whole SSE events, never a part of one.
 
-    `data` is the plain bytes, for a lane whose library does the chunked coding; `chunked` is the
-    same as one HTTP/1.1 chunk, encoded on first use.
+    `chunked` is it as one chunk of an HTTP/1.1 body; the pieces are joined into that and nothing
+    else is kept, because a frame may be as large as the largest message.
     """
 
-    __slots__ = ("_chunked", "data")
+    __slots__ = ("chunked", "size")
 
-    def __init__(self, data: bytes) -> None:
-        if not data:
+    def __init__(self, *pieces: bytes) -> None:
+        self.size = sum(map(len, pieces))
+        if not self.size:
             raise ValueError("an empty chunk would end the response")
-        self.data = data
-        self._chunked: bytes | None = None
+        self.chunked = b"".join((b"%x\r\n" % self.size, *pieces, b"\r\n"))
 
     @property
-    def chunked(self) -> bytes:
-        """`data` as one chunk of a chunked body; always the same bytes object."""
-        if self._chunked is None:
-            self._chunked = b"%x\r\n%b\r\n" % (len(self.data), self.data)
-        return self._chunked
+    def plain(self) -> memoryview:
+        """The events alone, for a body without the coding; no copy."""
+        return memoryview(self.chunked)[-2 - self.size : -2]
+
+    @property
+    def data(self) -> bytes:
+        """A copy of the events."""
+        return bytes(self.plain)
 
     def __repr__(self) -> str:
-        return f"<Frame {len(self.data)} bytes>"
+        return f"<Frame {self.size} bytes>"

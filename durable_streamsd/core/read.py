@@ -19,7 +19,7 @@ from durable_streamsd.core.lookup import look_up
 from durable_streamsd.core.message import Request, Response
 from durable_streamsd.core.offsets import NOW
 from durable_streamsd.core.query import Query
-from durable_streamsd.core.snapshot import begin_read, read_chunk
+from durable_streamsd.core.snapshot import begin_read, limit_of, read_chunk
 
 __all__ = ["catch_up", "head"]
 
@@ -27,7 +27,8 @@ __all__ = ["catch_up", "head"]
 async def catch_up(request: Request, path: bytes, query: Query, context: Context) -> Response:
     """Answer a GET with what is there."""
     stream, position = await begin_read(context, path, query.offset)
-    chunk = await read_chunk(context, stream, position, context.options.read_bytes_max)
+    limit = await limit_of(context, stream, position, context.options.read_bytes_max)
+    chunk = await read_chunk(context, stream, position, limit)
     config = stream.config
     lines = [context.common, chunk_lines(stream, chunk)]
     if query.offset is NOW:

@@ -9,15 +9,19 @@ import logging
 from typing import Literal
 
 from durable_streamsd.core.context import Context
-from durable_streamsd.core.effects import Durable, Offload
+from durable_streamsd.core.effects import Durable, Hold, Offload
 from durable_streamsd.core.lookup import look_up
 from durable_streamsd.core.offsets import NOW, Offset, Sentinel
 from durable_streamsd.core.problems import Code, Problem
 from storage.errors import CommitError, CorruptData
+from storage.framing import Framing
 from storage.reading import Chunk, ColdRead
 from storage.state import Stream
 
-__all__ = ["begin_read", "read_chunk"]
+__all__ = ["SMALL_ANSWER_BYTES", "begin_read", "limit_of", "read_chunk"]
+
+SMALL_ANSWER_BYTES = 65_536
+"""Up to this, an answer's bytes are covered by `connections_max`; above, it takes a `Hold`."""
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +49,30 @@ async def begin_read(
     else:
         position = offset.position_in(stream.root, stream.durable_tail)
     return stream, position
+
+
+async def limit_of(context: Context, stream: Stream, position: int, bytes_max: int) -> int:
+    """How much to read from `position`; above `SMALL_ANSWER_BYTES` memory for it was set aside.
+
+    Raises `Problem` when the stream was deleted meanwhile.
+    """
+    there = stream.durable_tail - position
+    if there <= SMALL_ANSWER_BYTES:
+        return bytes_max
+    limit = min(there, bytes_max)
+    size, message = limit, 0
+    if stream.config.framing is Framing.JSON:
+        message = there  # the first message is in what is there now, however long it is
+    elif stream.config.framing is Framing.BYTES:
+        size += limit // 3 + 4  # as an event, in base64
+    context.store.hold(stream)  # or it might be evicted, and the object not be told of its end
+    try:
+        await Hold(size, message)
+    finally:
+        context.store.release(stream)
+    if stream.gone:
+        raise Problem(Code.NOT_FOUND)
+    return limit
 
 
 async def read_chunk(context: Context, stream: Stream, position: int, bytes_max: int) -> Chunk:

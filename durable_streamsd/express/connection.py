@@ -12,7 +12,9 @@ therefore answered in order, and see each other's effects.
 Invariants:
 - a request reaches the core only with its whole body; one that breaks off leaves nothing behind
 - nothing is read while the buffer is above its limit, nothing is answered while the socket's own
-  buffer is: what a client does not take costs one answer (or one SSE frame) at most
+  buffer is: what a client does not take costs one answer (or one SSE frame) at most, and all large
+  ones together no more than their allowance: while a share of that is held, the socket's buffer
+  counts as full until it is empty
 - the one deadline means, by phase: HEAD idle, or a head that does not end, or an answer that is not
   taken; BODY no progress; BUSY what the handler waits for; LINGER and CLOSED patience
 - a connection is given to the general lane only between requests, all answers written, with every
@@ -140,6 +142,8 @@ class Connection(Exchange, asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._writing_paused = False
+        if self.share:
+            self._taken()
         if self._phase == BUSY:
             self.drained()
         elif self._phase < BUSY and not self._claiming:
@@ -320,8 +324,10 @@ class Connection(Exchange, asyncio.Protocol):
         lines = clock.last if not keep else clock.keep_11 if self._http_11 else clock.keep_10
         body = response.body
         if body is not None and len(body) > COPIED_BODY_BYTES_MAX:
-            self._transport.writelines((response.encode_head(lines), body))
+            self._write_large(len(body), response.encode_head(lines), body)
         else:
+            if self.share:
+                self.give_back()
             self._transport.write(response.encode(lines))
         self._answered(keep)
 
@@ -335,8 +341,28 @@ class Connection(Exchange, asyncio.Protocol):
         self._transport.write(response.encode_head(lines))
 
     def write(self, frame: Frame) -> bool:
-        self._transport.write(frame.chunked if self._http_11 else frame.data)
+        data = frame.chunked if self._http_11 else frame.plain
+        if self.share:
+            self._write_large(frame.size, data)
+        else:
+            self._transport.write(data)
         return not self._writing_paused
+
+    def _write_large(self, size: int, *data: bytes | memoryview) -> None:
+        """Write, and hold the share until all of it was taken: at once, or `resume_writing`."""
+        self.fit(size)
+        if self.share:
+            # The transport keeps what it has not written as a whole, down to the last byte.
+            self._transport.set_write_buffer_limits(high=0)
+        self._transport.writelines(data)
+        if self.share and not self._writing_paused:
+            self._taken()
+
+    def _taken(self) -> None:
+        """The client, or its kernel, has all of a large answer."""
+        self.give_back()
+        if not self._transport.is_closing():
+            self._transport.set_write_buffer_limits(self.services.settings.write_buffer_bytes_max)
 
     def finish(self) -> None:
         if self._http_11:

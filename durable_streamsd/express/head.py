@@ -25,7 +25,7 @@ CHUNKED: Final = -1
 """In place of a body's length."""
 
 _HOST = re.compile(rb"[\x21-\x2b\x2d-\x7e]*")  # anything visible but a comma, which joins two
-_ABSOLUTE = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
+_ABSOLUTE = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 
 _METHODS: Final = {
@@ -148,11 +148,15 @@ def judge_head(head: Head) -> None:
 
 
 def _to_origin_form(head: Head) -> None:
-    """An absolute target (RFC 9112, 3.2.2) as if it were only its path and query."""
+    """An absolute target (RFC 9112, 3.2.2) as its path and query; its authority is the host."""
     match = _ABSOLUTE.match(head.target)
     if match is None:
         if head.method not in ("OPTIONS", "CONNECT"):
             raise Refused(Code.BAD_REQUEST)
         return
+    authority = match[1]
+    if not authority or b"@" in authority or not _HOST.fullmatch(authority):
+        raise Refused(Code.BAD_HOST)
+    head.headers[b"host"] = authority
     rest = head.target[match.end() :]
     head.target = rest if rest.startswith(b"/") else b"/" + rest
