@@ -98,7 +98,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     idle_timeout_s: Seconds = 75.0
     """Between two requests of a connection."""
     write_timeout_s: Seconds = 30.0
-    """Until a reader that takes nothing is cut off."""
+    """For each further 64 KiB of a large answer; else until a reader is cut off."""
     linger_timeout_s: Seconds = 2.0
     """How long a connection stays half open after an error answer, so that it is not lost."""
     drain_timeout_s: Annotated[float, Meta(ge=0.05, le=9)] = 4.0

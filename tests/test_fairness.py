@@ -32,6 +32,7 @@ class Stuck(Transport):
 
     connection: Connection
     high = 1
+    left = 0
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         assert high is not None
@@ -40,7 +41,11 @@ class Stuck(Transport):
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
         super().writelines(list_of_data)
         if self.high == 0:
+            self.left = len(self.written)
             self.connection.pause_writing()
+
+    def get_write_buffer_size(self) -> int:
+        return self.left
 
     def take(self) -> None:
         """The client has taken everything."""
@@ -164,6 +169,26 @@ def test_a_connection_goes_on_after_a_large_answer(run: Run) -> None:
         reader.take()
         assert await reader.answers(2) == [200, 200]
         assert reader.high == bench.services.settings.write_buffer_bytes_max
+
+    run(scenario)
+
+
+def test_a_slow_reader_is_not_cut_off_while_it_takes_something(run: Run) -> None:
+    """A large answer may take as long as it takes, at 64 KiB for each time-out at least."""
+
+    async def scenario(bench: Bench) -> None:
+        await fill(bench)
+        transport = stuck(bench)
+        connection = transport.connection
+        connection.data_received(encode("GET", LARGE))
+        await transport.until(lambda: len(transport.written) > SIZE)
+        for _ in range(4):
+            transport.left -= 64 << 10
+            connection.on_deadline()
+            assert not transport.is_closing()
+        transport.left -= 1_000
+        connection.on_deadline()
+        assert transport.is_closing()
 
     run(scenario)
 

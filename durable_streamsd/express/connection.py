@@ -50,7 +50,8 @@ COPIED_BODY_BYTES_MAX = 65_536
 SMALL_BODY_BYTES = 65_536
 """Up to this, a body is covered by `connections_max`; above, by the allowance for all bodies."""
 PROGRESS_BYTES = 65_536
-"""What a client has to send of a body within `body_timeout_s`."""
+"""What a client has to send of a body within `body_timeout_s`, and to take of a large answer within
+`write_timeout_s`."""
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _LAST_CHUNK = b"0\r\n\r\n"
@@ -77,6 +78,7 @@ class Connection(Exchange, asyncio.Protocol):
         "_share",
         "_start",
         "_transport",
+        "_unsent",
         "_writing_paused",
     )
 
@@ -93,6 +95,7 @@ class Connection(Exchange, asyncio.Protocol):
         self._eof = False
         self._reading_paused = False
         self._writing_paused = False
+        self._unsent = 0
         self._pumping = False
         # the request that is being received or answered
         self._head_began = False
@@ -355,6 +358,7 @@ class Connection(Exchange, asyncio.Protocol):
             # The transport keeps what it has not written as a whole, down to the last byte.
             self._transport.set_write_buffer_limits(high=0)
         self._transport.writelines(data)
+        self._unsent = self._transport.get_write_buffer_size()
         if self.share and not self._writing_paused:
             self._taken()
 
@@ -401,7 +405,9 @@ class Connection(Exchange, asyncio.Protocol):
             self._shut()
 
     def on_deadline(self) -> None:
-        if self._phase == BUSY:
+        if self._writing_paused and self._progressed():
+            self.services.wheel.arm(self, self._lane.write_ticks)
+        elif self._phase == BUSY:
             super().on_deadline()
         elif self._phase == CLOSED or self._writing_paused:
             self.abort()
@@ -409,6 +415,13 @@ class Connection(Exchange, asyncio.Protocol):
             self._shut()
         elif not self._claiming:
             self._refuse(Code.REQUEST_TIMEOUT)
+
+    def _progressed(self) -> bool:
+        """Whether the client is slow, but takes what is sent."""
+        unsent = self._transport.get_write_buffer_size()
+        taken = self._unsent - unsent
+        self._unsent = unsent
+        return taken >= PROGRESS_BYTES
 
     def _end(self, linger: bool = False) -> None:
         """No more answers. Closing over unread bytes would take the last one from the client."""
