@@ -12,7 +12,7 @@ Synchronous; knows nothing of HTTP or of event loops. `storage.store.Store` is t
     state, pending, accept   accepted and durable state; the batch that is filling; what fills it
     log                      the active segment: placing, writing, rolling
     index, indexer           LMDB offset tables over the log, and what keeps them
-    indexer_process          the indexer in a process of its own
+    indexer_process, child   the indexer in a process of its own
     recovery                 opening a directory: torn or corrupt, and what is moved
     residents, backlog       streams in memory; durable batches that the index lacks
     reading                  finding bytes: memory, page cache, disk

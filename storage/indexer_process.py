@@ -23,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+from storage.child import child_command, child_environment
 from storage.directory import DataDirectory
 from storage.errors import CorruptData, StorageError
 from storage.index import Checkpoint, Index
@@ -98,16 +99,13 @@ class IndexerProcess:
         self._store.own_index()
 
     def _spawn(self) -> None:
-        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
-        command = [
-            sys.executable,
-            "-m",
+        command = child_command(
             "storage.indexer_process",
             str(self._store.directory.path),
             str(self._store.limits.index_step_records),
-        ]
+        )
         child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=child_environment()
         )
         self._child = child
         threading.Thread(target=self._listen, args=(child,), name="indexer", daemon=True).start()

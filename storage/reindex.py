@@ -5,12 +5,12 @@ that has lost batches, and is refused. Its pages may be damaged, so a child asks
 (`python -m storage.reindex DIRECTORY`); where that fails nothing is known.
 """
 
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from storage.child import child_command, child_environment
 from storage.directory import DataDirectory
 from storage.disk import Disk
 from storage.errors import StorageError
@@ -56,13 +56,11 @@ def _known_durable(directory: DataDirectory) -> LogEnd | None:
     """The old index's checkpoint, if it can tell."""
     if not directory.has_index():
         return None
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
-    command = [sys.executable, "-m", "storage.reindex", str(directory.path)]
     try:
         child = subprocess.run(
-            command,
+            child_command("storage.reindex", str(directory.path)),
             capture_output=True,
-            env=environment,
+            env=child_environment(),
             text=True,
             timeout=OLD_INDEX_WAIT_S,
             check=True,

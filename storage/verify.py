@@ -6,7 +6,6 @@ process: `python -m storage.verify DIRECTORY SCRATCH` is the child that does it,
 its fields parted by tabs.
 """
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from typing import NamedTuple
 
 from storage.batch import BLOCK, LENGTH_MASK, block_checksum
 from storage.chain import open_chain, segment_end
+from storage.child import child_command, child_environment
 from storage.directory import DataDirectory
 from storage.disk import read_at
 from storage.errors import CorruptData, StorageError
@@ -197,14 +197,13 @@ def check_index_apart(directory: DataDirectory) -> Iterator[Finding]:
         reason = "the index is missing: run reindex, or start the daemon, which makes it anew"
         yield Finding("index/data.mdb", 0, 0, reason)
         return
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
     with (
         tempfile.TemporaryDirectory(prefix="durable-streamsd-verify-") as scratch,
         subprocess.Popen(
-            [sys.executable, "-m", "storage.verify", str(directory.path), scratch],
+            child_command("storage.verify", str(directory.path), scratch),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=environment,
+            env=child_environment(),
             text=True,
         ) as child,
     ):

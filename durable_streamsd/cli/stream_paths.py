@@ -6,7 +6,6 @@ a path a line out, empty where the index cannot tell. When the child is gone no 
 """
 
 import contextlib
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from storage.child import child_command, child_environment
 from storage.errors import StorageError
 from storage.index import Index
 
@@ -31,11 +31,11 @@ class StreamPaths:
         """The stream's path, fit to be printed, or an empty string."""
         if self._child is None:
             self._child = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(self._index)],
+                child_command(__name__, str(self._index)),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env=dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path))),
+                env=child_environment(),
                 text=True,
             )
         assert self._child.stdin is not None
