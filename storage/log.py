@@ -92,11 +92,6 @@ class Log:
         self._fd = -1
         self._ahead = ZeroAhead(disk, zero_ahead_bytes) if zero_ahead_bytes else None
 
-    @property
-    def active_id(self) -> int | None:
-        """The segment that is written now, if there is one yet."""
-        return None if self._active is None else self._active.segment_id
-
     def place(self, size_bytes_max: int, next_stream_id: int) -> Placement:
         """Where a batch of at most this size goes (owner thread)."""
         active = self._active
