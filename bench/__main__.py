@@ -187,6 +187,7 @@ def _measure(scenario: Scenario, target: Target, sizes: Sizes, root: Path) -> Me
                 url=server.url,
                 run=folder.name,
                 server_pid=server.pid,
+                data_dir=server.data_dir,
             )
         )
 

@@ -14,7 +14,7 @@ import msgspec
 
 from bench.processes import Usage, usage
 
-__all__ = ["Job", "LoadError", "Measurement", "Messages", "Sizes", "Window"]
+__all__ = ["Figure", "Job", "LoadError", "Measurement", "Messages", "Sizes", "Window"]
 
 
 class LoadError(Exception):
@@ -30,6 +30,13 @@ class Sizes(msgspec.Struct, frozen=True):
     measured_seconds: float
     operations_max: int
     rounds: int
+    streams: int = 0
+    """How many streams there are; 0: one per connection."""
+    messages_per_request: int = 1
+    in_flight: int = 1
+    """Requests that one connection sends before it has the first one's answer."""
+    setup_seconds_max: float = 30.0
+    """How long filling streams before, and reading them back afterwards, may take each."""
     stall_seconds_max: float = 30.0
     """How long the generator waits for anything before it calls the server stalled."""
 
@@ -37,7 +44,8 @@ class Sizes(msgspec.Struct, frozen=True):
     def total_seconds_max(self) -> float:
         """How long the generator may take for everything, from its start to its end."""
         # It waits four times: to connect, for the load, for its end, and to read back.
-        return self.warmup_seconds + self.measured_seconds + 4 * self.stall_seconds_max
+        waits = 4 * self.stall_seconds_max + 2 * self.setup_seconds_max
+        return self.warmup_seconds + self.measured_seconds + waits
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -51,6 +59,16 @@ class Job(msgspec.Struct, frozen=True):
     """A name for this measurement, part of each stream's name."""
     server_pid: int | None
     """None for a server on which the kernel cannot be asked, because somebody else started it."""
+    data_dir: str | None = None
+    """Where the server keeps its data; None if somebody else started it."""
+
+
+class Figure(msgspec.Struct, frozen=True):
+    """What a scenario measures beside rate, latency and CPU time: memory of a reader, say."""
+
+    name: str
+    value: float
+    unit: str
 
 
 class Measurement(msgspec.Struct, frozen=True):
@@ -67,6 +85,7 @@ class Measurement(msgspec.Struct, frozen=True):
     """Of one core; the generator has one thread, so 1.0 means that it was the limit."""
     checked: str
     """What was read back and found right."""
+    figures: tuple[Figure, ...] = ()
 
     @property
     def rate(self) -> float:

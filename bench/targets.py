@@ -52,6 +52,8 @@ class Server(msgspec.Struct, frozen=True):
     """Under which streams are created, without a slash at the end."""
     pid: int | None
     """None if somebody else started it."""
+    data_dir: str | None = None
+    """None if somebody else started it."""
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -85,7 +87,7 @@ class Target(msgspec.Struct, frozen=True):
         try:
             url = _wait_for_url(process, output) + self.streams
             try:
-                yield Server(url, process.pid)
+                yield Server(url, process.pid, str(data_dir))
             except LoadError as error:
                 if process.poll() is None:
                     raise
