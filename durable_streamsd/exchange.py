@@ -201,16 +201,17 @@ class Exchange(Timed):
             self.abort()
             return
         except Exception:
-            self._crashed(coroutine)
+            self.crashed()
             return
         self._coroutine = self._pending = None
+        self._started = False
         try:
             if response is not None:
                 self.respond(response)
             else:
                 self.finish()
         except Exception:
-            self._crashed(coroutine)
+            self.crashed(told=True)
 
     def _wait_for_news(self, wake: Wake) -> bool | None:
         """What `wake` comes to, if that is known already. First register, then compare."""
@@ -255,12 +256,11 @@ class Exchange(Timed):
                 raise TypeError(f"not an effect: {effect!r}")
         return False
 
-    def _crashed(self, coroutine: Handler) -> None:
-        """A bug, ours: say so in the log, and to the client if it has been told nothing yet."""
+    def crashed(self, told: bool = False) -> None:
+        """A bug, ours: say so in the log, and to the client if it was `told` nothing yet."""
         log.exception("the handler of a request failed")
-        told = self._started or self._coroutine is None
+        told = told or self._started
         self.cancel()
-        coroutine.close()
         if told:
             self.abort()
         else:

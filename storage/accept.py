@@ -36,7 +36,7 @@ def accept_create(
     batch.reclaims = False
     batch.add_record(stream, encode(record))
     if stream.tail:
-        batch.add_payload(stream, 0, framed)
+        batch.add_payload(stream, 0, framed.data, framed.lengths)
 
 
 def accept_append(
@@ -55,37 +55,49 @@ def accept_append(
     size = len(framed.data)
     deadline_ms = stream.slide(now_ms)
     stream.tail = start + size
-    if producer is None and append.stream_seq is None and deadline_ms is None and not append.close:
-        record = encode_plain_append(stream.id, start, size)
-    else:
-        record = encode(
-            Record(
-                RecordType.APPEND,
-                stream.id,
-                start,
-                size,
-                producer,
-                append.stream_seq,
-                append.close,
-                deadline_ms,
-            )
-        )
-        if producer is not None:
-            if stream.producers.get(producer.id) is None:
-                stream.producer_count += 1
-            stream.producers[producer.id] = (producer.epoch, producer.seq)
-        if append.stream_seq is not None:
-            stream.stream_seq = append.stream_seq
-        if append.close:
-            stream.closed = True
-            stream.closer = producer
-        if deadline_ms is not None:
-            stream.persisted_deadline_ms = deadline_ms
-            stream.deadline_sequence = batch.sequence
+    record = Record(
+        RecordType.APPEND,
+        stream.id,
+        start,
+        size,
+        producer,
+        append.stream_seq,
+        append.close,
+        deadline_ms,
+    )
+    if producer is not None:
+        if stream.producers.get(producer.id) is None:
+            stream.producer_count += 1
+        stream.producers[producer.id] = (producer.epoch, producer.seq)
+    if append.stream_seq is not None:
+        stream.stream_seq = append.stream_seq
+    if append.close:
+        stream.closed = True
+        stream.closer = producer
+    if deadline_ms is not None:
+        stream.persisted_deadline_ms = deadline_ms
+        stream.deadline_sequence = batch.sequence
     batch.reclaims = False
-    batch.add_record(stream, record)
+    batch.add_record(stream, encode(record))
     if size:
-        batch.add_payload(stream, start, framed)
+        batch.add_payload(stream, start, framed.data, framed.lengths)
+
+
+def accept_plain_append(
+    batch: PendingBatch, stream: Stream, data: bytes, lengths: list[int] | None
+) -> None:
+    """The append that carries nothing but payload, to a stream without a TTL; the common one.
+
+    It does what `accept_append` does then, at a third of the cost: what came before it needs to be
+    remembered only once in a batch, for the batch is taken back as a whole.
+    """
+    start = stream.tail
+    size = len(data)
+    if stream.last_sequence != batch.sequence:
+        batch.undo.append((stream.restore_tail, (start, stream.last_sequence)))
+    stream.tail = start + size
+    batch.add_record(stream, encode_plain_append(stream.id, start, size))
+    batch.add_payload(stream, start, data, lengths)
 
 
 def accept_delete(batch: PendingBatch, stream: Stream) -> None:

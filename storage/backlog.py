@@ -32,15 +32,8 @@ class Backlog:
         self._limits = limits
         self._batches: deque[Unindexed] = deque()
         self._reached_ms = now_ms
-
-    @property
-    def bearable(self) -> bool:
+        self.bearable = True
         """Whether more may be added."""
-        limits = self._limits
-        return (
-            self.records < limits.unindexed_records_max
-            and self.size_bytes < limits.unindexed_bytes_max
-        )
 
     def add(self, sealed: Sealed) -> None:
         """A batch has become durable."""
@@ -51,6 +44,7 @@ class Backlog:
         self._batches.append(note)
         self.records += note.records
         self.size_bytes += note.size_bytes
+        self._weigh()
 
     def due(self, now_ms: int) -> bool:
         """Whether the index should get further now."""
@@ -72,3 +66,11 @@ class Backlog:
             self.size_bytes -= note.size_bytes
             for stream in note.streams:
                 stream.runs.drop(sequence)
+        self._weigh()
+
+    def _weigh(self) -> None:
+        limits = self._limits
+        self.bearable = (
+            self.records < limits.unindexed_records_max
+            and self.size_bytes < limits.unindexed_bytes_max
+        )

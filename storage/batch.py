@@ -30,7 +30,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 from zlib import crc32
 
-from storage.record import DecodeError, Record, decode
+from storage.record import HEAD as RECORD_HEAD
+from storage.record import PLAIN_APPEND, DecodeError, Record, decode
 
 BATCH_MAGIC = 0x31425344
 COMMIT_MAGIC = 0x31435344
@@ -41,12 +42,15 @@ COMMIT = struct.Struct("<IIQII")
 RUN = struct.Struct("<QQQI")
 BLOCK = struct.Struct("<II")
 IDENTITY = struct.Struct("<QQ")
+_SHORT_RUN = struct.Struct("<QQQIII")
 _HEAD_UNSEALED = struct.Struct("<IIIIQQQI")
 _COMMIT_UNSEALED = struct.Struct("<IIQI")
 _U32 = struct.Struct("<I")
 assert (HEAD.size, COMMIT.size, RUN.size, BLOCK.size) == (48, 24, 28, 8)
+assert _SHORT_RUN.size == RUN.size + BLOCK.size
 
 HEAD_BYTES = HEAD.size
+RECORD_HEAD_BYTES = RECORD_HEAD.size
 COMMIT_BYTES = COMMIT.size
 BLOCK_BYTES_MAX = 64 * 1024
 ENDS_MESSAGE = 0x8000_0000
@@ -77,6 +81,11 @@ class RunEntry(NamedTuple):
     start: int
     length: int
     blocks: bytes
+
+    def pack(self) -> bytes:
+        """The entry as it stands in the run table."""
+        count = len(self.blocks) // BLOCK.size
+        return RUN.pack(self.stream_id, self.start, self.length, count) + self.blocks
 
 
 class EncodedBatch(NamedTuple):
@@ -112,6 +121,18 @@ def cut_blocks(
         table += BLOCK.pack(length, block_checksum(seed, stream_id, start + at, block))
         at += len(block)
     return bytes(table)
+
+
+def encode_run(
+    seed: int, stream_id: int, start: int, data: bytes, lengths: Sequence[int] | None
+) -> bytes:
+    """A run's entry in the run table, its block table included: the bytes from `RUN.size` on."""
+    size = len(data)
+    if size <= BLOCK_BYTES_MAX:  # as nearly all are: one block, packed at once
+        checksum = crc32(data, crc32(IDENTITY.pack(stream_id, start), seed))
+        return _SHORT_RUN.pack(stream_id, start, size, 1, size | ENDS_MESSAGE, checksum)
+    blocks = cut_blocks(seed, stream_id, start, data, lengths)
+    return RUN.pack(stream_id, start, size, len(blocks) // BLOCK.size) + blocks
 
 
 def _cuts(size: int, lengths: Sequence[int] | None) -> list[int]:
@@ -158,17 +179,13 @@ def encode_batch(
     sequence: int,
     time_ms: int,
     predecessor: int,
-    runs: Sequence[RunEntry],
+    runs: Sequence[bytes],
     payloads: Sequence[bytes],
     records: Sequence[bytes],
 ) -> EncodedBatch:
-    """Frame a batch; `payloads` are the bytes of `runs`, in their order."""
-    table: list[bytes] = []
-    payload_bytes = 0
-    for stream_id, start, length, blocks in runs:
-        table += (RUN.pack(stream_id, start, length, len(blocks) // 8), blocks)
-        payload_bytes += length
-    block = b"".join((*table, *records))
+    """Frame a batch; `runs` are the packed entries of the run table, `payloads` their bytes."""
+    payload_bytes = sum(map(len, payloads))
+    block = b"".join((*runs, *records))
     head = _HEAD_UNSEALED.pack(
         BATCH_MAGIC,
         len(runs),
@@ -217,19 +234,26 @@ def check_commit(frame: bytes, seed: int, head: BatchHead, head_and_block: bytes
     return int(checksum)
 
 
-def decode_block(block: bytes, head: BatchHead) -> tuple[list[RunEntry], list[Record]]:
-    """The run table and the records of a header block. Raises `DecodeError`."""
+def decode_block(
+    block: bytes, head: BatchHead, *, plain: bool = True
+) -> tuple[list[RunEntry], list[Record]]:
+    """The run table and the records of a header block, without plain appends unless asked for.
+
+    Raises `DecodeError`.
+    """
     runs = []
     at = 0
     payload = 0
+    end = len(block)
+    unpack_run, size = RUN.unpack_from, RUN.size
     for _ in range(head.runs):
-        if at + RUN.size > len(block):
+        if at + size > end:
             raise DecodeError("the run table is cut short")
-        stream_id, start, length, count = RUN.unpack_from(block, at)
-        at += RUN.size
+        stream_id, start, length, count = unpack_run(block, at)
+        at += size
         blocks = block[at : at + 8 * count]
         at += 8 * count
-        if at > len(block) or length != run_bytes(blocks):
+        if at > end or length != run_bytes(blocks):
             raise DecodeError("a run's blocks do not add up")
         payload += length
         runs.append(RunEntry(stream_id, start, length, blocks))
@@ -237,9 +261,12 @@ def decode_block(block: bytes, head: BatchHead) -> tuple[list[RunEntry], list[Re
         raise DecodeError("the runs do not add up to the payload")
     records = []
     for _ in range(head.records):
+        if not plain and block.startswith(PLAIN_APPEND, at):
+            at += RECORD_HEAD_BYTES
+            continue
         record, at = decode(block, at)
         records.append(record)
-    if at != len(block):
+    if at != end:
         raise DecodeError("the header block is longer than its records")
     return runs, records
 

@@ -46,7 +46,7 @@ def segment_end(chain: list[SegmentFile], at: int) -> int | None:
 def batches_between(
     directory: Path, start: Position, end: Position
 ) -> Iterator[tuple[SegmentFile, BatchView]]:
-    """The batches from one known position of the log to another, across segments.
+    """The batches from one known position of the log to another, without plain appends' records.
 
     Raises `CorruptData` where the log does not hold what it must.
     """
@@ -76,7 +76,7 @@ def _in_segment(
     scanner = Scanner(segment)
     while position < end.position:
         try:
-            batch = scanner.batch_at(position)
+            batch = scanner.batch_at(position, plain=False)
         except DecodeError as error:
             raise CorruptData(segment.name, position, str(error)) from error
         yield segment, batch

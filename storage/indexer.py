@@ -102,13 +102,13 @@ class Step:
                 )
             self._note(segment, batch, record)
         position = batch.payload_position
-        for run in batch.runs:
-            change = self._change(segment, batch, run.stream_id)
-            change.runs.append(RunPlace(run.start, segment_id, position, run.blocks))
-            change.meta.tail = run.start + run.length
-            position += run.length
-            self._add_live(segment_id, run.length)
-        self.records += len(batch.records)
+        for stream_id, start, length, blocks in batch.runs:
+            change = self._change(segment, batch, stream_id)
+            change.runs.append(RunPlace(start, segment_id, position, blocks))
+            change.meta.tail = start + length
+            position += length
+        self._add_live(segment_id, batch.head.payload_bytes)
+        self.records += batch.head.records
         self._checkpoint = Checkpoint(
             segment_id, batch.end, batch.head.sequence, batch.checksum, next_stream_id
         )

@@ -5,12 +5,11 @@ stream was before goes on an undo list, because a batch that fails takes all of 
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-from storage.batch import EncodedBatch, RunEntry, cut_blocks, encode_batch
-from storage.framing import Framed
+from storage.batch import RUN, EncodedBatch, encode_batch, encode_run
 from storage.log import Placement
-from storage.state import Batch, Stream
+from storage.state import Batch, Run, Stream
 
 
 class PendingRun:
@@ -18,25 +17,16 @@ class PendingRun:
 
     __slots__ = ("lengths", "pieces", "start")
 
-    def __init__(self, start: int, framed: Framed) -> None:
+    def __init__(self, start: int, data: bytes, lengths: list[int] | None) -> None:
         self.start = start
-        self.pieces = [framed.data]
-        self.lengths = framed.lengths
+        self.pieces = [data]
+        self.lengths = lengths
 
-    def add(self, framed: Framed) -> None:
+    def add(self, data: bytes, lengths: list[int] | None) -> None:
         """Append another piece."""
-        self.pieces.append(framed.data)
-        if self.lengths is not None and framed.lengths is not None:
-            self.lengths += framed.lengths
-
-
-class DurableState(NamedTuple):
-    """What becomes true of a stream when its batch is durable."""
-
-    stream: Stream
-    tail: int
-    closed: bool
-    deleted: bool
+        self.pieces.append(data)
+        if self.lengths is not None and lengths is not None:
+            self.lengths += lengths
 
 
 class PendingBatch(Batch):
@@ -61,14 +51,16 @@ class PendingBatch(Batch):
         self.touched[stream] = None
         stream.last_sequence = self.sequence
 
-    def add_payload(self, stream: Stream, start: int, framed: Framed) -> None:
-        """Put the payload of the stream's newest record in."""
+    def add_payload(
+        self, stream: Stream, start: int, data: bytes, lengths: list[int] | None
+    ) -> None:
+        """Put the payload of the stream's newest record in; `lengths` are as in `Framed`."""
         run = self.runs.get(stream)
         if run is None:
-            self.runs[stream] = PendingRun(start, framed)
+            self.runs[stream] = PendingRun(start, data, lengths)
         else:
-            run.add(framed)
-        self.payload_bytes += len(framed.data)
+            run.add(data, lengths)
+        self.payload_bytes += len(data)
         self.reclaims = False
 
     def size_bytes_max(self) -> int:
@@ -78,31 +70,41 @@ class PendingBatch(Batch):
 
 
 class Sealed:
-    """A batch that is full: framed for its place in the log, with what becomes true with it."""
+    """A batch that is full: framed for its place in the log, with what becomes true with it.
 
-    __slots__ = ("batch", "effects", "encoded", "payloads", "placement", "runs", "time_ms")
+    `effects` are (stream, tail, closed, deleted): what will be durable of each stream it touched.
+    """
+
+    __slots__ = ("batch", "effects", "encoded", "placement", "runs", "time_ms")
 
     def __init__(
         self, batch: PendingBatch, placement: Placement, time_ms: int, predecessor: int
     ) -> None:
         seed = placement.header.seed
+        segment_id = placement.header.segment_id
+        sequence = batch.sequence
         runs = []
+        entries = []
         payloads = []
         for stream, pending in batch.runs.items():
             pieces = pending.pieces
+            start = pending.start
             data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            blocks = cut_blocks(seed, stream.id, pending.start, data, pending.lengths)
-            runs.append(RunEntry(stream.id, pending.start, len(data), blocks))
+            entry = encode_run(seed, stream.id, start, data, pending.lengths)
+            entries.append(entry)
             payloads.append(data)
+            runs.append(Run(stream, start, sequence, segment_id, entry[RUN.size :], data))
         self.batch = batch
         self.placement = placement
         self.time_ms = time_ms
         self.runs = runs
-        self.payloads = payloads
         self.encoded: EncodedBatch = encode_batch(
-            seed, batch.sequence, time_ms, predecessor, runs, payloads, batch.records
+            seed, sequence, time_ms, predecessor, entries, payloads, batch.records
         )
+        position = placement.position + self.encoded.payload_at
+        for run in runs:
+            run.position = position
+            position += run.end - run.start
         self.effects = [
-            DurableState(stream, stream.tail, stream.closed, stream.deleted)
-            for stream in batch.touched
+            (stream, stream.tail, stream.closed, stream.deleted) for stream in batch.touched
         ]

@@ -295,7 +295,7 @@ def _move(
         at += run.length
         blocks = reseal_blocks(header.seed, run.stream_id, run.start, run.blocks, data)
         payloads.append(data)
-        runs.append(RunEntry(run.stream_id, run.start, run.length, blocks))
+        runs.append(RunEntry(run.stream_id, run.start, run.length, blocks).pack())
     encoded = encode_batch(
         header.seed,
         batch.head.sequence,

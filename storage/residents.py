@@ -38,15 +38,19 @@ class TailCache:
         self._bytes = 0
         self._runs: deque[Run] = deque()
 
-    def add(self, run: Run, indexed_sequence: int) -> None:
-        """Keep a run's bytes, and let go of the oldest."""
-        self._runs.append(run)
-        self._bytes += run.end - run.start + RUN_OVERHEAD_BYTES
-        while self._bytes > self._bytes_max:
-            oldest = self._runs.popleft()
-            self._bytes -= oldest.end - oldest.start + RUN_OVERHEAD_BYTES
+    def add(self, runs: list[Run], indexed_sequence: int) -> None:
+        """Keep the bytes of a batch's runs, and let go of the oldest."""
+        kept = self._runs
+        kept.extend(runs)
+        size = self._bytes + len(runs) * RUN_OVERHEAD_BYTES
+        for run in runs:
+            size += run.end - run.start
+        while size > self._bytes_max:
+            oldest = kept.popleft()
+            size -= oldest.end - oldest.start + RUN_OVERHEAD_BYTES
             oldest.data = None
             oldest.stream.runs.drop(indexed_sequence)
+        self._bytes = size
 
 
 class Residents:
@@ -68,6 +72,10 @@ class Residents:
         if stream is None and path not in self._absent:
             raise NotResident(path)
         return stream
+
+    def peek(self, path: bytes) -> Stream | None:
+        """The stream at a path if it is in memory."""
+        return self._streams.get(path)
 
     def put(self, stream: Stream) -> None:
         """Let a path lead to this stream."""

@@ -55,21 +55,19 @@ class Run:
         self,
         stream: "Stream",
         start: int,
-        end: int,
         sequence: int,
         segment_id: int,
-        position: int,
         blocks: bytes,
-        data: bytes | None,
+        data: bytes,
     ) -> None:
         self.stream = stream
         self.start = start
-        self.end = end
+        self.end = start + len(data)
         self.sequence = sequence
         self.segment_id = segment_id
-        self.position = position
+        self.position = 0  # until the batch's size is known
         self.blocks = blocks
-        self.data = data
+        self.data: bytes | None = data
 
 
 class RunList:
@@ -235,6 +233,11 @@ class Stream:
         self.producer_count = producer_count
         if producer_id is not None:
             self.producers[producer_id] = known
+
+    def restore_tail(self, tail: int, last_sequence: int) -> None:
+        """Take plain appends back, which change nothing else."""
+        self.tail = tail
+        self.last_sequence = last_sequence
 
     def expired(self, now_ms: int) -> bool:
         """Whether its time is over. A live reader keeps a stream with a TTL alive."""

@@ -17,7 +17,13 @@ import time
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from storage.accept import accept_append, accept_create, accept_deadline, accept_delete
+from storage.accept import (
+    accept_append,
+    accept_create,
+    accept_deadline,
+    accept_delete,
+    accept_plain_append,
+)
 from storage.backlog import Backlog
 from storage.directory import DataDirectory
 from storage.disk import Disk
@@ -30,7 +36,7 @@ from storage.errors import (
     OutOfSpace,
     Unsettled,
 )
-from storage.framing import Framed, try_frame
+from storage.framing import Framed, Framing, is_heavy, try_frame
 from storage.index import Checkpoint, Index
 from storage.indexer import Indexer
 from storage.limits import Limits
@@ -39,7 +45,7 @@ from storage.pending import PendingBatch, Sealed
 from storage.reading import Chunk, ColdRead, Reader, Segments, Snapshot
 from storage.recovery import Recovered, recover
 from storage.residents import Loaded, Residents, TailCache
-from storage.state import Append, Batch, Kind, Outcome, Run, Stream, StreamConfig, decide, misframed
+from storage.state import Append, Batch, Kind, Outcome, Stream, StreamConfig, decide, misframed
 
 DUE_STREAMS_PER_TICK = 1_000
 FULL = "The disk is full: nothing was kept, and writing resumes when there is space."
@@ -163,6 +169,16 @@ class Store:
         stream.used_ms = now_ms
         return stream
 
+    def visible_now(self, path: bytes) -> Stream | None:
+        """What `visible` says of a stream in memory that neither expires nor waits for anything.
+
+        None says that it is not this simple.
+        """
+        stream = self._residents.peek(path)
+        if stream is None or stream.deadline_ms is not None or not stream.durable or stream.gone:
+            return None
+        return stream
+
     def load(self, path: bytes) -> Loaded:
         """Ask the index for the stream at a path. Any thread. Raises `CorruptData`."""
         evicted = self._residents.evicted
@@ -283,6 +299,40 @@ class Store:
         outcome.batch = self._open
         return outcome
 
+    def append_plain(self, path: bytes, media_type: str, body: bytes) -> Stream | None:
+        """Append to a stream in memory that neither expires nor refuses, if it can be at once.
+
+        The way of nearly every append: no producer, no `Stream-Seq`, not closing, a body. None
+        says that it is not this simple and nothing was done; then `find` and `append` decide.
+        When it was accepted it rests on `open_batch`.
+        """
+        stream = self._residents.peek(path)
+        if (
+            stream is None
+            or stream.deadline_ms is not None
+            or stream.closed
+            or stream.deleted
+            or stream.config.media_type != media_type
+            or self.latched
+            or self.full
+            or not self.accepting
+        ):
+            return None
+        framing = stream.config.framing
+        if framing is not Framing.JSON:
+            accept_plain_append(self._open, stream, body, None)
+            return stream
+        framed = None if is_heavy(framing, body) else try_frame(framing, body)
+        if not isinstance(framed, Framed) or not framed.data:
+            return None
+        accept_plain_append(self._open, stream, framed.data, framed.lengths)
+        return stream
+
+    @property
+    def open_batch(self) -> Batch:
+        """The batch that fills."""
+        return self._open
+
     def delete(self, stream: Stream) -> Outcome:
         """Delete a stream (protocol 5.4): DELETED, or MISSING. Raises `Latched`."""
         if stream.deleted or stream.expired(self.now_ms()):
@@ -372,23 +422,9 @@ class Store:
         placement = sealed.placement
         self._log.advance(placement, encoded.size_bytes, batch.sequence, encoded.checksum)
         self._durable_sequence = batch.sequence
-        position = placement.position + encoded.payload_at
-        segment_id = placement.header.segment_id
-        for stream, entry, data in zip(batch.runs, sealed.runs, sealed.payloads, strict=True):
-            end = entry.start + entry.length
-            run = Run(
-                stream,
-                entry.start,
-                end,
-                batch.sequence,
-                segment_id,
-                position,
-                entry.blocks,
-                data,
-            )
-            position += entry.length
-            stream.runs.append(run)
-            self._cache.add(run, self._backlog.indexed_sequence)
+        for run in sealed.runs:
+            run.stream.runs.append(run)
+        self._cache.add(sealed.runs, self._backlog.indexed_sequence)
         woken = []
         for stream, tail, closed, deleted in sealed.effects:
             if tail != stream.durable_tail or closed != stream.durable_closed or deleted:
@@ -399,6 +435,7 @@ class Store:
                 stream.shadowed = None
             stream.durable_tail = tail
             stream.durable_closed = closed
+            stream.used_ms = sealed.time_ms
             stream.gone = deleted
         self._backlog.add(sealed)
         return Finished([batch], woken)

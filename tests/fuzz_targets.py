@@ -46,11 +46,10 @@ from storage.batch import (
     HEAD,
     RUN,
     BatchHead,
-    RunEntry,
-    cut_blocks,
     decode_block,
     decode_head,
     encode_batch,
+    encode_run,
 )
 from storage.errors import FramingError, OpenError
 from storage.framing import Framing, frame, message_lengths, text_boundary
@@ -232,8 +231,7 @@ def scanner(data: bytes) -> None:
             copy = content[batches[-1][0] :] if batches and draw.integer(1) & 1 else b""
             content += b"\x00" + copy[: draw.integer(1)] + draw.short() + b"DSB1" + draw.short()
         payload = draw.short()
-        blocks = cut_blocks(header.seed, 7, 3, payload, None)
-        runs = [RunEntry(7, 3, len(payload), blocks)] if payload else []
+        runs = [encode_run(header.seed, 7, 3, payload, None)] if payload else []
         records = [encode(drawn_record(draw))]
         encoded = encode_batch(
             header.seed, sequence, 0, predecessor, runs, [payload] if payload else [], records

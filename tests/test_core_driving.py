@@ -12,6 +12,7 @@ from typing import Any, Self
 import pytest
 
 from durable_streamsd.core.context import Context, Options
+from durable_streamsd.core.direct import Deferred
 from durable_streamsd.core.effects import (
     Durable,
     Effect,
@@ -23,7 +24,7 @@ from durable_streamsd.core.effects import (
     Wake,
 )
 from durable_streamsd.core.message import Frame, Request, Response
-from durable_streamsd.core.router import dispatch
+from durable_streamsd.core.router import direct_of, dispatch, failure
 from storage.errors import CommitError, StorageError
 from storage.limits import Limits
 from storage.store import Store
@@ -118,12 +119,35 @@ class Exchange:
         return code
 
 
+async def attempt_first(request: Request, context: Context) -> Response | None:
+    """As the express lane does: directly if that is possible, otherwise by `dispatch`."""
+    target = b"%b?%b" % (request.path, request.query) if request.query else request.path
+    direct = direct_of(request.method, target, request.headers)
+    answer = direct.attempt(request.body, context) if direct is not None else None
+    if isinstance(answer, Deferred):
+        try:
+            await Durable(answer.batch)
+        except CommitError as error:
+            return failure(error, context)
+        return answer.response
+    return answer or await dispatch(request, context)
+
+
 class Driver:
-    """A store, a context, a clock, and requests performed in place."""
+    """A store, a context, a clock, and requests performed in place.
+
+    `direct`: by the short way where there is one.
+    """
 
     def __init__(
-        self, directory: Path, options: Options | None = None, limits: Limits = SMALL
+        self,
+        directory: Path,
+        options: Options | None = None,
+        limits: Limits = SMALL,
+        *,
+        direct: bool = False,
     ) -> None:
+        self.answer = attempt_first if direct else dispatch
         self.store = Store.open(directory, limits)
         self.time_s = 1_000.0
         self.context = Context(self.store, options, monotonic_s=lambda: self.time_s, seed=1)
@@ -179,7 +203,7 @@ class Driver:
         fields = {"Host": "example.org:4437", **(headers or {})}
         encoded = {name.lower().encode(): value.encode() for name, value in fields.items()}
         request = Request(method, target, query, encoded, body)
-        return Exchange(self, dispatch(request, self.context)).advance()
+        return Exchange(self, self.answer(request, self.context)).advance()
 
     def create(self, path: bytes, content_type: str = "text/plain", body: bytes = b"") -> Exchange:
         """PUT a stream."""
@@ -211,10 +235,10 @@ class Driver:
         self.context.store = self.store
 
 
-@pytest.fixture
-def driver(tmp_path: Path) -> Iterator[Driver]:
-    """A driver with the default options."""
-    with Driver(tmp_path / "data") as opened:
+@pytest.fixture(params=[False, True], ids=["dispatched", "direct"])
+def driver(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Driver]:
+    """A driver with the default options, for either way to an answer."""
+    with Driver(tmp_path / "data", direct=request.param) as opened:
         yield opened
 
 

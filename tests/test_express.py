@@ -461,6 +461,27 @@ def test_an_append_whose_client_vanished_is_kept(run: Run) -> None:
     run(scenario)
 
 
+def test_a_bug_on_the_direct_way_is_a_500_and_the_end(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in any handler: it is logged, the client is told, and nothing else is harmed."""
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async def scenario(bench: Bench) -> None:
+        connection, transport = bench.connect()
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "append_plain", broken)
+            connection.data_received(encode("POST", PATH, TEXT, body=b"x"))
+            assert await transport.answers(1) == [500]
+        assert transport.closed
+        assert "ZeroDivisionError" in caplog.text
+        assert await bench.content() == b""
+
+    run(scenario)
+
+
 @pytest.mark.parametrize("late", [False, True])
 def test_a_bug_in_a_handler_is_a_500_and_the_end(
     run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, late: bool
@@ -476,7 +497,7 @@ def test_a_bug_in_a_handler_is_a_500_and_the_end(
         connection, transport = bench.connect()
         with monkeypatch.context() as patch:
             patch.setattr(connection_module, "dispatch", broken)
-            connection.data_received(encode("GET", PATH))
+            connection.data_received(encode("GET", PATH + "?offset=-1&live=long-poll"))
             assert await transport.answers(1) == [500]
         assert b"Connection: close" in transport.written
         assert b'"internal-error"' in transport.written

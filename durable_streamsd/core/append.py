@@ -8,6 +8,7 @@ producer, `Stream-Seq`, JSON. Nothing is answered before what the answer rests o
 from functools import partial
 
 from durable_streamsd.core.context import Context
+from durable_streamsd.core.direct import Deferred, Direct
 from durable_streamsd.core.effects import Durable, Offload, Room
 from durable_streamsd.core.headers import (
     parse_media_type,
@@ -22,21 +23,47 @@ from durable_streamsd.core.problems import Code, Problem
 from storage.framing import Framing, is_heavy, try_frame
 from storage.state import Append, Kind, Outcome
 
-__all__ = ["append"]
+__all__ = ["DirectAppend", "append"]
 
 
 async def append(request: Request, path: bytes, context: Context) -> Response:
     """Answer a POST to the stream at `path`."""
-    change = _parse(request)
+    change = _parse(request.headers, request.body)
     outcome = await _decide(change, path, context)
     if outcome.batch is not None:
         await Durable(outcome.batch)
     return _answer(outcome, change, context)
 
 
-def _parse(request: Request) -> Append:
-    headers = request.headers
-    body = request.body
+class DirectAppend(Direct):
+    """A POST that only appends: with a body, without producer, `Stream-Seq` or closing."""
+
+    __slots__ = ("_media_type", "_path")
+
+    def __init__(self, path: bytes, media_type: str) -> None:
+        self._path = path
+        self._media_type = media_type
+
+    @classmethod
+    def of(cls, path: bytes, headers: dict[bytes, bytes]) -> "DirectAppend | None":
+        """None if it is more than that. Raises `Problem` for a malformed header."""
+        change = _parse(headers, b"any")
+        if change.close or change.producer is not None or change.stream_seq is not None:
+            return None
+        assert change.media_type is not None
+        return cls(path, change.media_type)
+
+    def attempt(self, body: bytes, context: Context) -> Deferred | None:
+        if not body:
+            return None
+        stream = context.store.append_plain(self._path, self._media_type, body)
+        if stream is None:
+            return None
+        tail = tail_lines(stream.root, stream.tail, closed=False)
+        return Deferred(context.store.open_batch, Response(204, (context.common, tail)))
+
+
+def _parse(headers: dict[bytes, bytes], body: bytes) -> Append:
     close = says_closed(headers)
     producer = parse_producer(headers)
     stream_seq = parse_stream_seq(headers)

@@ -24,6 +24,10 @@ class Offset(NamedTuple):
     root: int
     position: int
 
+    def is_in(self, root: int, tail: int) -> bool:
+        """Whether the stream with this root and durable tail has such a position."""
+        return (self.root == root or self == START) and self.position <= tail
+
     def position_in(self, root: int, tail: int) -> int:
         """The position in the stream with this root and durable tail; `Problem` if it has none."""
         if self.root != root and self != START:

@@ -6,6 +6,7 @@ A GET counts as an access and slides a TTL when it begins; HEAD does not, and re
 from durable_streamsd.core.bodies import body_of
 from durable_streamsd.core.caching import cache_line, entity_tag, has_credentials
 from durable_streamsd.core.context import Context
+from durable_streamsd.core.direct import Direct
 from durable_streamsd.core.headers import etag_matches, format_rfc3339
 from durable_streamsd.core.lines import (
     CLOSED,
@@ -19,9 +20,17 @@ from durable_streamsd.core.lookup import look_up
 from durable_streamsd.core.message import Request, Response
 from durable_streamsd.core.offsets import NOW
 from durable_streamsd.core.query import Query
-from durable_streamsd.core.snapshot import begin_read, limit_of, read_chunk
+from durable_streamsd.core.snapshot import (
+    SMALL_ANSWER_BYTES,
+    begin_read,
+    limit_of,
+    read_chunk,
+)
+from storage.errors import StorageError
+from storage.reading import Chunk, ColdRead
+from storage.state import Stream
 
-__all__ = ["catch_up", "head"]
+__all__ = ["DirectRead", "catch_up", "head"]
 
 
 async def catch_up(request: Request, path: bytes, query: Query, context: Context) -> Response:
@@ -29,6 +38,44 @@ async def catch_up(request: Request, path: bytes, query: Query, context: Context
     stream, position = await begin_read(context, path, query.offset)
     limit = await limit_of(context, stream, position, context.options.read_bytes_max)
     chunk = await read_chunk(context, stream, position, limit)
+    return _answer(request.headers, query, stream, chunk, context)
+
+
+class DirectRead(Direct):
+    """A catch-up read of what is in memory, and small."""
+
+    __slots__ = ("_headers", "_path", "_query")
+
+    def __init__(self, path: bytes, query: Query, headers: dict[bytes, bytes]) -> None:
+        self._path = path
+        self._query = query
+        self._headers = headers
+
+    def attempt(self, body: bytes, context: Context) -> Response | None:
+        store = context.store
+        stream = store.visible_now(self._path)
+        if stream is None:
+            return None
+        offset = self._query.offset
+        tail = stream.durable_tail
+        if offset is NOW:
+            position = tail
+        elif offset.is_in(stream.root, tail) and tail - offset.position <= SMALL_ANSWER_BYTES:
+            position = offset.position
+        else:
+            return None
+        try:
+            chunk = store.read(stream, position, context.options.read_bytes_max)
+        except StorageError:
+            return None
+        if isinstance(chunk, ColdRead):
+            return None
+        return _answer(self._headers, self._query, stream, chunk, context)
+
+
+def _answer(
+    headers: dict[bytes, bytes], query: Query, stream: Stream, chunk: Chunk, context: Context
+) -> Response:
     config = stream.config
     lines = [context.common, chunk_lines(stream, chunk)]
     if query.offset is NOW:
@@ -37,11 +84,11 @@ async def catch_up(request: Request, path: bytes, query: Query, context: Context
         tag = entity_tag(stream, chunk)
         lines.append(b"ETag: %b\r\n" % tag)
         if chunk.data or chunk.closed:
-            private = has_credentials(request.headers)
+            private = has_credentials(headers)
             lines.append(cache_line(config, private, context.store.now_ms()))
         else:
             lines.append(NO_CACHE)
-        condition = request.headers.get(b"if-none-match")
+        condition = headers.get(b"if-none-match")
         if condition is not None and etag_matches(condition, tag):
             return Response(304, lines)
     lines.append(content_type_line(config.content_type))

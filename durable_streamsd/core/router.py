@@ -13,10 +13,11 @@ Left out: `/metrics`, which needs what the lanes count.
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from durable_streamsd.core.append import append
+from durable_streamsd.core.append import DirectAppend, append
 from durable_streamsd.core.context import Context
 from durable_streamsd.core.create import create
 from durable_streamsd.core.delete import delete
+from durable_streamsd.core.direct import Direct
 from durable_streamsd.core.effects import Effect
 from durable_streamsd.core.health import HEALTH_PATHS, health
 from durable_streamsd.core.lines import allow_line
@@ -26,10 +27,17 @@ from durable_streamsd.core.paths import STREAM_ROOT, is_reserved, parse_path
 from durable_streamsd.core.preflight import preflight
 from durable_streamsd.core.problems import Code, Problem, reserved_error
 from durable_streamsd.core.query import Live, parse_query
-from durable_streamsd.core.read import catch_up, head
-from storage.errors import CommitError, CorruptData, IndexFailed, OffsetError, OutOfSpace
+from durable_streamsd.core.read import DirectRead, catch_up, head
+from storage.errors import (
+    CommitError,
+    CorruptData,
+    IndexFailed,
+    OffsetError,
+    OutOfSpace,
+    StorageError,
+)
 
-__all__ = ["dispatch"]
+__all__ = ["direct_of", "dispatch", "failure"]
 
 Handler = Callable[[Request, bytes, Context], Coroutine[Effect[Any], Any, Response | None]]
 
@@ -42,21 +50,50 @@ async def dispatch(request: Request, context: Context) -> Response | None:
     """
     try:
         response = await _route(request, context)
-    except Problem as problem:
-        response = problem.response(context.common)
-    except OutOfSpace:
-        response = context.problem(Code.OUT_OF_SPACE)
-    except CommitError:
-        response = context.problem(Code.OUTCOME_UNKNOWN)
-    except OffsetError:
-        response = context.problem(Code.OFFSET_INSIDE_MESSAGE)
-    except IndexFailed:
-        response = context.problem(Code.INDEX_UNAVAILABLE)
-    except CorruptData:
-        response = context.problem(Code.CORRUPT_DATA)
+    except (Problem, StorageError) as error:
+        response = failure(error, context)
     if response is not None and request.method == "HEAD":
         return Response(response.status, response.headers)
     return response
+
+
+def failure(error: Problem | StorageError, context: Context) -> Response:
+    """The answer to a request that failed with this error. Raises it again if there is none."""
+    if isinstance(error, Problem):
+        return error.response(context.common)
+    for kind, code in _FAILURES.items():
+        if isinstance(error, kind):
+            return context.problem(code)
+    raise error
+
+
+_FAILURES: dict[type[StorageError], Code] = {
+    OutOfSpace: Code.OUT_OF_SPACE,
+    CommitError: Code.OUTCOME_UNKNOWN,
+    OffsetError: Code.OFFSET_INSIDE_MESSAGE,
+    IndexFailed: Code.INDEX_UNAVAILABLE,
+    CorruptData: Code.CORRUPT_DATA,
+}
+"""In this order: running out of space is a commit error too."""
+
+
+def direct_of(method: str, target: bytes, headers: dict[bytes, bytes]) -> Direct | None:
+    """What to attempt before `dispatch`, for every request with this head; None for most kinds."""
+    path, _, query = target.partition(b"?")
+    if not path.startswith(STREAM_ROOT):
+        return None
+    try:
+        stream_path = parse_path(path[len(STREAM_ROOT) :])
+        if is_reserved(stream_path):
+            return None
+        if method == "POST":
+            return DirectAppend.of(stream_path, headers)
+        if method == "GET":
+            parsed = parse_query(query)
+            return DirectRead(stream_path, parsed, headers) if parsed.live is None else None
+    except Problem:
+        pass  # `dispatch` will say it
+    return None
 
 
 async def _route(request: Request, context: Context) -> Response | None:

@@ -26,13 +26,15 @@ Left out: parsing (`head`, `body`); what to answer (core); TLS.
 import asyncio
 from typing import TYPE_CHECKING, Final, cast
 
+from durable_streamsd.core.direct import Deferred
 from durable_streamsd.core.message import Frame, Request, Response
 from durable_streamsd.core.problems import Code
-from durable_streamsd.core.router import dispatch
+from durable_streamsd.core.router import dispatch, failure
 from durable_streamsd.exchange import Exchange
 from durable_streamsd.express.body import Body, body_of
-from durable_streamsd.express.head import Head, Refused, parse_head
+from durable_streamsd.express.head import Head, Refused
 from durable_streamsd.services import address_of, cut_off
+from storage.errors import CommitError
 
 if TYPE_CHECKING:
     from durable_streamsd.express.lane import Lane
@@ -64,6 +66,7 @@ class Connection(Exchange, asyncio.Protocol):
         "_body",
         "_buffer",
         "_claiming",
+        "_deferred",
         "_eof",
         "_head",
         "_head_began",
@@ -106,6 +109,7 @@ class Connection(Exchange, asyncio.Protocol):
         self._share = 0  # of the allowance for bodies, in bytes
         self._http_11 = True
         self._keep_alive = True
+        self._deferred: Response | None = None  # until what it rests on is durable
 
     # ---- the transport calls
 
@@ -121,7 +125,16 @@ class Connection(Exchange, asyncio.Protocol):
             self.services.wheel.arm(self, self._lane.idle_ticks)
 
     def data_received(self, data: bytes) -> None:
-        if self._phase >= LINGER:
+        if self._phase == HEAD and not self._buffer and not self._writing_paused:
+            # The common case, in one piece: a request whose like was here before.
+            end = data.find(b"\r\n\r\n") + 4
+            head = self._lane.heads.get(data[:end])
+            if head is not None and len(data) == end + head.length:
+                self._http_11 = head.http_11
+                self._keep_alive = head.keep_alive
+                self._dispatch(head, data[end:])
+                return
+        elif self._phase >= LINGER:
             self._discard(len(data))
             return
         self._buffer = self._buffer[self._start :] + data if self._buffer else data
@@ -156,6 +169,7 @@ class Connection(Exchange, asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._phase = CLOSED
+        self._deferred = None
         self._lane.closed(self)
         self._release_body()
         self.cancel()
@@ -198,7 +212,8 @@ class Connection(Exchange, asyncio.Protocol):
         if end < 4 or end - start > self.services.settings.head_bytes_max:
             self._await_head(data, start)
             return False
-        head = parse_head(data[start:end], self.services.settings.head_fields_max)
+        raw = data[start:end]
+        head = self._lane.heads.get(raw) or self._lane.parse(raw)
         self._head_began = False
         if not self._lane.serves(head):
             self._hand_over()
@@ -289,6 +304,20 @@ class Connection(Exchange, asyncio.Protocol):
 
     def _dispatch(self, head: Head, body: bytes) -> None:
         self._phase = BUSY
+        if head.direct is not None:
+            try:
+                answer = head.direct.attempt(body, self.services.context)
+            except Exception:
+                self.crashed()
+                return
+            if isinstance(answer, Deferred):
+                self._deferred = answer.response
+                answer.batch.waiters.append(self.settled)
+                self.services.committer.kick()
+                return
+            if answer is not None:
+                self.respond(answer)
+                return
         path, _, query = head.target.partition(b"?")
         request = Request(head.method, path, query, head.headers, body, "http", self._peer)
         self.run(dispatch(request, self.services.context))
@@ -320,6 +349,17 @@ class Connection(Exchange, asyncio.Protocol):
             self._transport.resume_reading()
 
     # ---- answering
+
+    def settled(self, error: CommitError | None) -> None:
+        response = self._deferred
+        if response is None:
+            super().settled(error)
+            return
+        self._deferred = None
+        try:
+            self.respond(response if error is None else failure(error, self.services.context))
+        except Exception:
+            self.crashed(told=True)
 
     def respond(self, response: Response, last: bool = False) -> None:
         keep = self._keep_alive and not last and not self.services.context.draining

@@ -17,6 +17,7 @@ from typing import Final
 
 import httptools
 
+from durable_streamsd.core.direct import Direct
 from durable_streamsd.core.problems import Code
 
 __all__ = ["CHUNKED", "Head", "Refused", "judge_head", "parse_head"]
@@ -55,9 +56,13 @@ class Refused(Exception):
 
 
 class Head:
-    """A parsed head. `length` is that of the body in bytes, or CHUNKED."""
+    """A parsed head; many requests may share it. `length` is that of the body, or CHUNKED.
+
+    `direct` is what to attempt first, if the body has arrived with the head.
+    """
 
     __slots__ = (
+        "direct",
         "expects_100",
         "headers",
         "http_11",
@@ -77,6 +82,7 @@ class Head:
         self.length = 0
         self.expects_100 = False
         self.upgrade = False
+        self.direct: Direct | None = None
 
     # called by httptools
 

@@ -24,6 +24,7 @@ from storage.batch import (
     decode_block,
     decode_head,
     encode_batch,
+    encode_run,
     reseal_blocks,
     run_bytes,
 )
@@ -162,10 +163,7 @@ def encoded(
     payloads: list[tuple[int, int, bytes]], records: list[Record], sequence: int = 12
 ) -> batch_module.EncodedBatch:
     """A batch of these runs and records."""
-    runs = [
-        RunEntry(stream_id, start, len(data), cut_blocks(SEED, stream_id, start, data, None))
-        for stream_id, start, data in payloads
-    ]
+    runs = [encode_run(SEED, stream_id, start, data, None) for stream_id, start, data in payloads]
     return encode_batch(
         SEED,
         sequence,
