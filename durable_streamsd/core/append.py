@@ -20,6 +20,7 @@ from durable_streamsd.core.lines import CLOSED, next_offset_line, tail_lines
 from durable_streamsd.core.lookup import look_up
 from durable_streamsd.core.message import Request, Response
 from durable_streamsd.core.problems import Code, Problem
+from storage.errors import StorageError
 from storage.framing import Framing, is_heavy, try_frame
 from storage.state import Append, Kind, Outcome
 
@@ -36,31 +37,45 @@ async def append(request: Request, path: bytes, context: Context) -> Response:
 
 
 class DirectAppend(Direct):
-    """A POST that only appends: with a body, without producer, `Stream-Seq` or closing."""
+    """A POST with a body, to a stream in memory that takes it."""
 
-    __slots__ = ("_media_type", "_path")
+    __slots__ = ("_change", "_path", "_plain")
 
-    def __init__(self, path: bytes, media_type: str) -> None:
-        self._path = path
-        self._media_type = media_type
-
-    @classmethod
-    def of(cls, path: bytes, headers: dict[bytes, bytes]) -> "DirectAppend | None":
-        """None if it is more than that. Raises `Problem` for a malformed header."""
+    def __init__(self, path: bytes, headers: dict[bytes, bytes]) -> None:
+        """Raises `Problem` for a malformed header."""
         change = _parse(headers, b"any")
-        if change.close or change.producer is not None or change.stream_seq is not None:
-            return None
-        assert change.media_type is not None
-        return cls(path, change.media_type)
+        plain = change.producer is None and change.stream_seq is None and not change.close
+        # A producer's next request has another number, so that its head does not come again.
+        super().__init__(repeats=plain)
+        self._path = path
+        self._plain = plain
+        self._change = change
 
     def attempt(self, body: bytes, context: Context) -> Deferred | None:
         if not body:
             return None
-        stream = context.store.append_plain(self._path, self._media_type, body)
-        if stream is None:
+        store = context.store
+        change = self._change
+        if self._plain:
+            assert change.media_type is not None
+            stream = store.append_plain(self._path, change.media_type, body)
+            if stream is None:
+                return None
+            tail = tail_lines(stream.root, stream.tail, closed=False)
+            return Deferred(store.open_batch, Response(204, (context.common, tail)))
+        if change.media_type == "application/json" and is_heavy(Framing.JSON, body):
             return None
-        tail = tail_lines(stream.root, stream.tail, closed=False)
-        return Deferred(context.store.open_batch, Response(204, (context.common, tail)))
+        change.body = body
+        try:
+            found = store.find(self._path)
+            if found is None or not store.accepting:
+                return None
+            outcome = store.append(found, change)
+        except StorageError:
+            return None
+        if outcome.kind is not Kind.APPENDED or outcome.batch is None:
+            return None
+        return Deferred(outcome.batch, _answer(outcome, change, context))
 
 
 def _parse(headers: dict[bytes, bytes], body: bytes) -> Append:

@@ -28,9 +28,12 @@ class Deferred(NamedTuple):
 
 
 class Direct:
-    """What a request's head says."""
+    """What a request's head says. `repeats`: the same head may well come again."""
 
-    __slots__ = ()
+    __slots__ = ("repeats",)
+
+    def __init__(self, *, repeats: bool) -> None:
+        self.repeats = repeats
 
     def attempt(self, body: bytes, context: "Context") -> Response | Deferred | None:
         """The answer to the request with this body; None if `dispatch` has to find it."""

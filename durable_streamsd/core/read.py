@@ -47,6 +47,7 @@ class DirectRead(Direct):
     __slots__ = ("_headers", "_path", "_query")
 
     def __init__(self, path: bytes, query: Query, headers: dict[bytes, bytes]) -> None:
+        super().__init__(repeats=True)
         self._path = path
         self._query = query
         self._headers = headers

@@ -87,7 +87,7 @@ def direct_of(method: str, target: bytes, headers: dict[bytes, bytes]) -> Direct
         if is_reserved(stream_path):
             return None
         if method == "POST":
-            return DirectAppend.of(stream_path, headers)
+            return DirectAppend(stream_path, headers)
         if method == "GET":
             parsed = parse_query(query)
             return DirectRead(stream_path, parsed, headers) if parsed.live is None else None

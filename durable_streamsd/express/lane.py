@@ -50,8 +50,8 @@ class Lane:
         settings = self.services.settings
         head = parse_head(data, settings.head_fields_max)
         if 0 <= head.length <= settings.body_bytes_max and not head.upgrade:
-            head.direct = direct_of(head.method, head.target, head.headers)
-            if head.direct is not None and len(data) <= REMEMBERED_HEAD_BYTES_MAX:
+            head.direct = direct = direct_of(head.method, head.target, head.headers)
+            if direct is not None and direct.repeats and len(data) <= REMEMBERED_HEAD_BYTES_MAX:
                 if len(self.heads) >= HEADS_MAX:
                     self.heads.clear()
                 self.heads[data] = head
