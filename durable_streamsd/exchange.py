@@ -30,6 +30,7 @@ from typing import Any
 from durable_streamsd.core.effects import (
     Durable,
     Effect,
+    Follower,
     Hold,
     Offload,
     Resident,
@@ -159,12 +160,29 @@ class Exchange(Timed):
         wake = self._pending
         if type(wake) is not Wake:
             return
+        if wake.follower is not None and not self.share:
+            frame = wake.follower.next_frame()
+            if frame is not None:
+                self._sent_to(wake.follower, wake, frame)
+                return
         if wake.due:
             self.resume(True)
         elif self.services.context.draining:
             self.resume(False)
         else:
             self.services.hub.register(self, wake.stream)
+
+    def _sent_to(self, follower: Follower, wake: Wake, frame: Frame) -> None:
+        """Send a frame without the handler, which goes on waiting for what comes after it."""
+        if self.write(frame):
+            wake.offset = follower.seen
+            self.services.hub.register(self, wake.stream)
+            if wake.due:  # the frame did not have everything
+                self.services.hub.leave(self)
+                self.resume(True)
+            return
+        self._pending = Send(frame)
+        self.services.wheel.arm(self, ticks_of(self.services.settings.write_timeout_s))
 
     def on_deadline(self) -> None:
         """A wait has lasted as long as it may. (The deadline of one that is over is ignored.)"""

@@ -73,8 +73,14 @@ class Exchange:
 
     def look_again(self) -> "Exchange":
         """What the hub does after a commit: resume if there is news."""
-        assert isinstance(self.waiting, Wake)
-        return self.advance(True) if self.waiting.due else self
+        wake = self.waiting
+        assert isinstance(wake, Wake)
+        if self.driver.direct and wake.follower is not None:
+            frame = wake.follower.next_frame()
+            if frame is not None:
+                self.frames.append(frame)
+                wake.offset = wake.follower.seen
+        return self.advance(True) if wake.due else self
 
     def time_out(self) -> "Exchange":
         """Let the time of a wait run out, on the driver's clock too."""
@@ -147,7 +153,7 @@ class Driver:
         *,
         direct: bool = False,
     ) -> None:
-        self.answer = attempt_first if direct else dispatch
+        self.direct = direct
         self.store = Store.open(directory, limits)
         self.time_s = 1_000.0
         self.context = Context(self.store, options, monotonic_s=lambda: self.time_s, seed=1)
@@ -203,7 +209,8 @@ class Driver:
         fields = {"Host": "example.org:4437", **(headers or {})}
         encoded = {name.lower().encode(): value.encode() for name, value in fields.items()}
         request = Request(method, target, query, encoded, body)
-        return Exchange(self, self.answer(request, self.context)).advance()
+        answer = attempt_first if self.direct else dispatch
+        return Exchange(self, answer(request, self.context)).advance()
 
     def create(self, path: bytes, content_type: str = "text/plain", body: bytes = b"") -> Exchange:
         """PUT a stream."""

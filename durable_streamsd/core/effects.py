@@ -32,6 +32,7 @@ from storage.state import Batch, Stream
 __all__ = [
     "Durable",
     "Effect",
+    "Follower",
     "Hold",
     "Offload",
     "Resident",
@@ -118,7 +119,23 @@ class Hold(Effect[None]):
         self.message_bytes = message_bytes
 
 
-class Wake(Effect[bool]):
+class Follower:
+    """A reader of an event stream whose common events the driver sends without its handler.
+
+    `seen` is how far in the stream it has been told of.
+    """
+
+    __slots__ = ("seen",)
+
+    def __init__(self, seen: int) -> None:
+        self.seen = seen
+
+    def next_frame(self) -> Frame | None:
+        """The frame with the news, which then counts as sent; None if the handler has to look."""
+        raise NotImplementedError
+
+
+class Wake(Effect[bool | None]):
     """Wait for news about a stream beyond what the handler has seen: its only use of the hub.
 
     The driver registers the waiter and, *in the same callback*, compares; if any of
@@ -129,15 +146,27 @@ class Wake(Effect[bool]):
 
     holds already, it resumes at once. Result: True when woken (one of the three holds), False
     after `timeout_s` seconds, or at once while the daemon drains (`context.draining`).
+
+    With a `follower` the driver may, each time there is news, send the follower's next frame and
+    wait on, from where the follower is then. If that fills the socket's buffer it resumes with
+    None, when there is room again.
     """
 
-    __slots__ = ("closed_seen", "offset", "stream", "timeout_s")
+    __slots__ = ("closed_seen", "follower", "offset", "stream", "timeout_s")
 
-    def __init__(self, stream: Stream, offset: int, closed_seen: bool, timeout_s: float) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        offset: int,
+        closed_seen: bool,
+        timeout_s: float,
+        follower: Follower | None = None,
+    ) -> None:
         self.stream = stream
         self.offset = offset
         self.closed_seen = closed_seen
         self.timeout_s = timeout_s
+        self.follower = follower
 
     @property
     def due(self) -> bool:

