@@ -5,7 +5,8 @@ read such a query differently than the daemon does. A junk `cursor` is ignored.
 """
 
 import enum
-from typing import Literal, NamedTuple
+from functools import lru_cache
+from typing import Final, Literal, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from durable_streamsd.core.cursor import parse_cursor
@@ -30,12 +31,25 @@ class Query(NamedTuple):
     cursor: int | None
 
 
+REMEMBERED_MAX: Final = 1_024
+REMEMBERED_BYTES_MAX: Final = 256
+"""Of a query whose parameters are remembered: all readers at one place send the same."""
+
 _MODES = {mode.value: mode for mode in Live}
 _FROM_START = Query(START, None, None)
 
 
 def parse_query(raw: bytes) -> Query:
     """The parameters of a GET. Raises `Problem`."""
+    return _parse_again(raw) if len(raw) <= REMEMBERED_BYTES_MAX else _parse(raw)
+
+
+@lru_cache(REMEMBERED_MAX)
+def _parse_again(raw: bytes) -> Query:
+    return _parse(raw)
+
+
+def _parse(raw: bytes) -> Query:
     if not raw:
         return _FROM_START
     values: dict[bytes, bytes] = {}

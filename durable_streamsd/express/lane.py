@@ -39,8 +39,8 @@ class Lane:
         self._general = general
         self._open: set[Connection] = set()
         self.heads: dict[bytes, Head] = {}
-        """Heads that may be answered directly, by their bytes: clients send the same ones again
-        and again. Measured: 4 µs less for each that is found here."""
+        """By their bytes, heads that are likely to come again: from the same client, or from others
+        who read the same. Measured: 4 µs less for each that is found here."""
 
     def __call__(self) -> Connection:
         return Connection(self)
@@ -49,12 +49,14 @@ class Lane:
         """Parse a head, and remember it if that may be of use. Raises Refused."""
         settings = self.services.settings
         head = parse_head(data, settings.head_fields_max)
-        if 0 <= head.length <= settings.body_bytes_max and not head.upgrade:
-            head.direct = direct = direct_of(head.method, head.target, head.headers)
-            if direct is not None and direct.repeats and len(data) <= REMEMBERED_HEAD_BYTES_MAX:
-                if len(self.heads) >= HEADS_MAX:
-                    self.heads.clear()
-                self.heads[data] = head
+        if not 0 <= head.length <= settings.body_bytes_max or not self.serves(head):
+            return head
+        head.direct = direct = direct_of(head.method, head.target, head.headers)
+        repeats = head.method == "GET" if direct is None else direct.repeats
+        if repeats and len(data) <= REMEMBERED_HEAD_BYTES_MAX:
+            if len(self.heads) >= HEADS_MAX:
+                self.heads.clear()
+            self.heads[data] = head
         return head
 
     def serves(self, head: Head) -> bool:
