@@ -281,6 +281,10 @@ def run_bytes(blocks: bytes) -> int:
 
 def damaged_block(seed: int, stream_id: int, start: int, blocks: bytes, data: bytes) -> int | None:
     """Where in `data`, a whole run or some of its blocks, the first damaged block begins."""
+    if len(blocks) == BLOCK.size:  # as most runs have it, and this is done for each
+        length, checksum = BLOCK.unpack(blocks)
+        actual = crc32(data, crc32(IDENTITY.pack(stream_id, start), seed))
+        return None if actual == checksum and len(data) == length & LENGTH_MASK else 0
     at = 0
     view = memoryview(data)
     for length, checksum in BLOCK.iter_unpack(blocks):

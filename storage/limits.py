@@ -21,6 +21,8 @@ class Limits:
     """Recent payload kept in memory, counting each run's own overhead."""
     read_plans_max: int = 4_096
     """Remembered answers of the index to reads of older data."""
+    gathered_bytes_max: int = 32 << 20
+    """Chunks put together from many places, remembered as a whole."""
     open_segments_max: int = 64
     resident_streams_max: int = 200_000
     """Idle streams above this are evicted at once, others after `idle_ms`."""

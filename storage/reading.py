@@ -11,7 +11,7 @@ single message is never cut, however long.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,8 +20,12 @@ from storage.disk import read_at, read_cached
 from storage.errors import CorruptData, FramingError, OffsetError, OpenError
 from storage.framing import Framing, message_lengths, text_boundary
 from storage.index import Index, RunPlace
+from storage.limits import Limits
 from storage.segment import SegmentFile, segment_path
 from storage.state import Run
+
+SCATTERED_PIECES = 64
+"""A chunk of more is remembered with its bytes; of fewer, with the places where they lie."""
 
 
 class Chunk:
@@ -103,11 +107,58 @@ class Plans:
 
     def put(self, snapshot: Snapshot, places: list[RunPlace]) -> None:
         """Remember an answer that reached the limit, and so will stay as it is."""
+        if len(places) > SCATTERED_PIECES:
+            return  # its bytes are remembered, which is less
         with self._lock:
             key = (snapshot.stream_id, snapshot.offset, snapshot.limit_bytes)
             self._plans[key] = places
             if len(self._plans) > self._plans_max:
                 self._plans.popitem(last=False)
+
+
+class Gathered:
+    """Chunks that took many small reads to put together, the least recently used forgotten first.
+
+    The page cache has their bytes too, but to find, check and join 10,000 appends of 50 bytes with
+    others' appends between them takes 20 ms, and a conversation is replayed again and again.
+    Nothing in here can be outdated: bytes never change, and a chunk that ended at the tail counts
+    only while that is the tail.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        self._chunks: OrderedDict[tuple[int, int, int], tuple[bytes, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, snapshot: Snapshot) -> Chunk | None:
+        """The chunk that a read of this snapshot gives, if it is here."""
+        key = (snapshot.stream_id, snapshot.offset, snapshot.limit_bytes)
+        with self._lock:
+            found = self._chunks.get(key)
+            if found is None:
+                return None
+            data, tail = found
+            end = snapshot.offset + len(data)
+            if tail != snapshot.tail and (end == tail or end >= snapshot.tail):
+                return None
+            self._chunks.move_to_end(key)
+        up_to_date = end == snapshot.tail
+        return Chunk(data, snapshot.offset, end, up_to_date, up_to_date and snapshot.closed)
+
+    def put(self, snapshot: Snapshot, chunk: Chunk) -> None:
+        """Remember what a read of this snapshot gave."""
+        size = len(chunk.data)
+        if size > self._bytes_max // 4:
+            return
+        key = (snapshot.stream_id, snapshot.offset, snapshot.limit_bytes)
+        with self._lock:
+            older = self._chunks.pop(key, None)
+            self._bytes += size - (len(older[0]) if older is not None else 0)
+            self._chunks[key] = (chunk.data, snapshot.tail)
+            while self._bytes > self._bytes_max:
+                _, (data, _) = self._chunks.popitem(last=False)
+                self._bytes -= len(data)
 
 
 def select(snapshot: Snapshot, runs: Sequence[Run | RunPlace]) -> list[Piece]:
@@ -229,10 +280,11 @@ def _check_boundary(data: bytes, piece: Piece) -> None:
 class Reader:
     """Reads durable bytes for a store. Safe in any thread; only `cold` may wait for the disk."""
 
-    def __init__(self, segments: Segments, index: Index, plans_max: int) -> None:
+    def __init__(self, segments: Segments, index: Index, limits: Limits) -> None:
         self._segments = segments
         self._index = index
-        self._plans = Plans(plans_max)
+        self._plans = Plans(limits.read_plans_max)
+        self._gathered = Gathered(limits.gathered_bytes_max)
 
     def quick(self, snapshot: Snapshot, runs: Sequence[Run | RunPlace]) -> Chunk | None:
         """The chunk, if all its bytes are in memory or in the page cache."""
@@ -246,7 +298,10 @@ class Reader:
         return join(snapshot, pieces, parts)
 
     def planned(self, snapshot: Snapshot) -> Chunk | None:
-        """The chunk, if the index was asked before and the page cache has the bytes."""
+        """The chunk, if the index was asked before and memory or the page cache has the bytes."""
+        gathered = self._gathered.get(snapshot)
+        if gathered is not None:
+            return gathered
         places = self._plans.get(snapshot)
         return None if places is None else self.quick(snapshot, places)
 
@@ -264,8 +319,11 @@ class Reader:
             ):
                 self._plans.put(snapshot, found)
         pieces = select(snapshot, [*places, *runs])
-        parts = [self._part(snapshot, piece) for piece in pieces]
-        return join(snapshot, pieces, parts)
+        parts = self._parts(snapshot, pieces)
+        chunk = join(snapshot, pieces, parts)
+        if len(pieces) > SCATTERED_PIECES:
+            self._gathered.put(snapshot, chunk)
+        return chunk
 
     def _cached_part(self, snapshot: Snapshot, piece: Piece) -> bytes | None:
         run = piece.run
@@ -279,19 +337,28 @@ class Reader:
             raise _unreadable(segment, position, error) from error
         return None if data is None else self._verified(snapshot, piece, segment, data, position)
 
-    def _part(self, snapshot: Snapshot, piece: Piece) -> bytes:
-        run = piece.run
-        if isinstance(run, Run):
-            data = run.data
-            if data is not None:
-                return _slice(data, run, piece)
-        segment = self._segments.get(run.segment_id)
-        position = run.position + piece.start - run.start
-        try:
-            data = read_at(segment.fd, piece.skip + piece.size, position)
-        except OSError as error:
-            raise _unreadable(segment, position, error) from error
-        return self._verified(snapshot, piece, segment, data, position)
+    def _parts(self, snapshot: Snapshot, pieces: Iterable[Piece]) -> list[bytes]:
+        """The pieces' whole blocks, checked, from memory or from disk."""
+        parts = []
+        segment: SegmentFile | None = None
+        segment_id = 0
+        for piece in pieces:
+            run = piece.run
+            if type(run) is Run:
+                data = run.data
+                if data is not None:
+                    parts.append(_slice(data, run, piece))
+                    continue
+            if segment is None or segment_id != run.segment_id:
+                segment_id = run.segment_id
+                segment = self._segments.get(segment_id)
+            position = run.position + piece.start - run.start
+            try:
+                data = read_at(segment.fd, piece.skip + piece.size, position)
+            except OSError as error:
+                raise _unreadable(segment, position, error) from error
+            parts.append(self._verified(snapshot, piece, segment, data, position))
+        return parts
 
     @staticmethod
     def _verified(

@@ -85,7 +85,7 @@ class Store:
         self._residents = Residents(limits)
         self._cache = TailCache(limits.tail_cache_bytes_max)
         segments = Segments(directory.segments, limits.open_segments_max)
-        self._reader = Reader(segments, index, limits.read_plans_max)
+        self._reader = Reader(segments, index, limits)
         self._next_stream_id = recovered.next_stream_id
         self._durable_sequence = recovered.end.sequence
         self._open = PendingBatch(recovered.end.sequence + 1)
