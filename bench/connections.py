@@ -8,12 +8,21 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
-from bench.measure import LoadError, Messages
-from bench.wire import SHOWN_BYTES_MAX, Address, parse_head
+from bench.measure import LoadError
+from bench.wire import SHOWN_BYTES_MAX, Address, Answer, bare_status, parse_answer
 
-__all__ = ["Appender", "connect", "until", "watch"]
+__all__ = [
+    "CONNECTS_AT_ONCE_MAX",
+    "Appender",
+    "Bodies",
+    "Requester",
+    "append_head",
+    "connect",
+    "until",
+    "watch",
+]
 
 CONNECTS_AT_ONCE_MAX = 50
 """Well below any server's backlog of connections that it has not accepted yet."""
@@ -43,7 +52,7 @@ async def until(awaitable: Awaitable[None], seconds_max: float, what: Callable[[
 
 
 async def connect(
-    address: Address, protocols: Iterable[asyncio.Protocol], seconds_max: float
+    address: Address, protocols: Iterable[asyncio.BaseProtocol], seconds_max: float
 ) -> None:
     """Open one connection to the server for each of the protocol objects."""
     loop = asyncio.get_running_loop()
@@ -63,11 +72,86 @@ async def connect(
             raise LoadError(f"cannot connect: {error}") from None
 
 
-def _same(protocol: asyncio.Protocol) -> asyncio.Protocol:
+def _same(protocol: asyncio.BaseProtocol) -> asyncio.BaseProtocol:
     return protocol
 
 
-class Appender(asyncio.Protocol):
+class Requester(asyncio.Protocol):
+    """One connection with at most one request in flight, and answers that are short.
+
+    Subclasses `send`, and are told by `answered`.
+    """
+
+    def __init__(self, purpose: str) -> None:
+        """`purpose` is for people, as in: the connection that PURPOSE was cut."""
+        self.sent_ns = 0
+        """When the last request was sent, by `time.perf_counter_ns`."""
+        self._purpose = purpose
+        self._in_flight = False
+        self._transport: asyncio.Transport | None = None
+        self._pending = b""
+        self._ending = False
+
+    def answered(self, status: int, answer: Answer | None) -> None:
+        """The answer has come; None: it has no body, and nobody has looked at its fields."""
+        raise NotImplementedError
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self._ending:
+            raise LoadError(f"the connection that {self._purpose} was cut: {exc}")
+
+    def end(self) -> None:
+        """Close the connection."""
+        self._ending = True
+        if self._transport is not None:
+            self._transport.close()
+
+    def send(self, request: bytes) -> None:
+        """Send a request. The one before must have been answered."""
+        assert self._transport is not None and not self._in_flight
+        self._in_flight = True
+        self.sent_ns = time.perf_counter_ns()
+        self._transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        if self._pending:
+            data = self._pending + data
+        answer = None
+        status = bare_status(data)
+        if status is None:
+            answer = parse_answer(data)
+            if answer is None:
+                self._pending = data
+                return
+            status = answer.head.status
+        self._pending = b""
+        if not self._in_flight:
+            raise LoadError(f"an answer that nobody asked for: {data[:SHOWN_BYTES_MAX]!r}")
+        self._in_flight = False
+        self.answered(status, answer)
+
+    def refused(self, status: int, answer: Answer | None) -> LoadError:
+        """What to raise for an answer that is not a success."""
+        shown = b"" if answer is None else answer.body[:SHOWN_BYTES_MAX]
+        return LoadError(f"a request that {self._purpose} was answered {status}: {shown!r}")
+
+
+class Bodies(Protocol):
+    """What is appended to one stream, request by request: all of one size."""
+
+    def at(self, number: int, /) -> bytes:
+        """Body of a request; they count from 0."""
+        ...
+
+    def first(self, count: int, /) -> bytes:
+        """The whole stream after `count` requests."""
+        ...
+
+
+class Appender(Requester):
     """One connection that appends to one stream, at most one request in flight.
 
     Calls `acknowledged` with itself and the latency in nanoseconds; raises LoadError for any
@@ -79,73 +163,37 @@ class Appender(asyncio.Protocol):
         address: Address,
         name: str,
         content_type: str,
-        messages: Messages,
+        messages: Bodies,
         acknowledged: "Callable[[Appender, int], None]",
     ) -> None:
+        super().__init__(f"appends to {name}")
         self.name = name
         self.messages = messages
         self.count = 0
-        """How many messages were acknowledged."""
-        self.sent_ns = 0
-        """When the last request was sent, by `time.perf_counter_ns`."""
-        self._in_flight = False
-        self._head = address.head(
-            "POST",
-            name,
-            f"Content-Type: {content_type}",
-            f"Content-Length: {messages.message_bytes}",
-        )
+        """How many requests were acknowledged."""
+        self._head = append_head(address, name, content_type, len(messages.at(0)))
         self._acknowledged = acknowledged
-        self._transport: asyncio.Transport | None = None
-        self._pending = b""
-        self._ending = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if not self._ending:
-            raise LoadError(f"the connection that appends to {self.name} was cut: {exc}")
-
-    def end(self) -> None:
-        """Close the connection."""
-        self._ending = True
-        if self._transport is not None:
-            self._transport.close()
 
     def append(self) -> None:
         """Send the next message. The one before must have been acknowledged."""
-        assert self._transport is not None and not self._in_flight
-        request = self._head + self.messages.at(self.count)
-        self._in_flight = True
-        self.sent_ns = time.perf_counter_ns()
-        self._transport.write(request)
+        self.send(self._head + self.messages.at(self.count))
 
-    def data_received(self, data: bytes) -> None:
-        if self._pending:
-            data = self._pending + data
-        # Nearly every answer is a 204 in one piece; only the others are parsed.
-        if not data.startswith(b"HTTP/1.1 204") or data.find(b"\r\n\r\n") != len(data) - 4:
-            self._pending = data
-            if not self._is_success():
-                return
-        self._pending = b""
-        if not self._in_flight:
-            raise LoadError(f"an answer that nobody asked for: {data[:SHOWN_BYTES_MAX]!r}")
+    def answered(self, status: int, answer: Answer | None) -> None:
         latency_ns = time.perf_counter_ns() - self.sent_ns
-        self._in_flight = False
+        if status not in (200, 204):
+            raise self.refused(status, answer)
         self.count += 1
         self._acknowledged(self, latency_ns)
 
-    def _is_success(self) -> bool:
-        """Whether what came is a whole answer. Raises LoadError if it is not a success."""
-        head = parse_head(self._pending)
-        if head is None:
-            return False
-        if head.status not in (200, 204):
-            shown = self._pending[:SHOWN_BYTES_MAX]
-            raise LoadError(f"an append to {self.name} was answered: {shown!r}")
-        end = head.body_at + head.body_bytes
-        if len(self._pending) > end:
-            raise LoadError(f"more than an answer: {self._pending[end:][:SHOWN_BYTES_MAX]!r}")
-        return len(self._pending) == end
+
+def append_head(
+    address: Address, name: str, content_type: str, body_bytes: int, *fields: str
+) -> bytes:
+    """Head of a request that appends `body_bytes` to the stream `name`."""
+    return address.head(
+        "POST",
+        name,
+        f"Content-Type: {content_type}",
+        f"Content-Length: {body_bytes}",
+        *fields,
+    )

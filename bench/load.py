@@ -1,22 +1,16 @@
-"""The load generator, a process of its own for each measurement.
+"""Starting the load generator (`generator`), a process of its own for each measurement.
 
 Its own, so that its CPU time and memory are not the server's, and so that a generator that has
-gone wrong spoils one measurement and no more. `measure` starts it with a Job on its standard input;
-it writes a Measurement to its standard output and exits with 0, or says in a sentence why there is
-none and exits with 1.
+gone wrong spoils one measurement and no more.
 """
 
-import asyncio
-import gc
 import subprocess
 import sys
 from pathlib import Path
 
 import msgspec
-import uvloop
 
 from bench.measure import Job, LoadError, Measurement
-from bench.scenarios import SCENARIOS
 
 __all__ = ["ROOT", "measure"]
 
@@ -31,7 +25,7 @@ def measure(job: Job) -> Measurement:
     seconds_max = job.sizes.total_seconds_max
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "bench.load"],
+            [sys.executable, "-m", "bench.generator"],
             input=msgspec.json.encode(job),
             capture_output=True,
             cwd=ROOT,
@@ -45,27 +39,3 @@ def measure(job: Job) -> Measurement:
         raise LoadError(done.stdout.decode().strip())
     stderr = done.stderr.decode(errors="replace")[-STDERR_SHOWN_CHARACTERS_MAX:]
     raise LoadError(f"the load generator failed, code {done.returncode}:\n{stderr}")
-
-
-async def _drive(job: Job) -> Measurement:
-    return await SCENARIOS[job.scenario].drive(job)
-
-
-def main() -> int:
-    """What the process does."""
-    job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
-    # A collection would show as latency of the server. The process lives for one measurement of
-    # bounded size, so nothing has to be collected.
-    gc.disable()
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            measurement = runner.run(_drive(job))
-    except LoadError as error:
-        print(error)
-        return 1
-    sys.stdout.buffer.write(msgspec.json.encode(measurement))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -35,6 +35,8 @@ class Sizes(msgspec.Struct, frozen=True):
     messages_per_request: int = 1
     in_flight: int = 1
     """Requests that one connection sends before it has the first one's answer."""
+    stored_messages: int = 0
+    """How many messages a stream holds before it is read."""
     setup_seconds_max: float = 30.0
     """How long filling streams before, and reading them back afterwards, may take each."""
     stall_seconds_max: float = 30.0
@@ -61,6 +63,10 @@ class Job(msgspec.Struct, frozen=True):
     """None for a server on which the kernel cannot be asked, because somebody else started it."""
     data_dir: str | None = None
     """Where the server keeps its data; None if somebody else started it."""
+    phase: str = ""
+    """Which part of a scenario that measures in several."""
+    notes: str = ""
+    """Path of a file in which one phase may leave what a later one must know."""
 
 
 class Figure(msgspec.Struct, frozen=True):

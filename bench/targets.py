@@ -1,59 +1,45 @@
-"""The servers that are measured: how each is started and stopped, and what it promises.
+"""The servers that can be measured: this daemon, its peers, and any that runs already.
 
-One server runs at a time, each measurement on an empty data directory of its own below the same
-folder, so no server pays for what another one did, or for its own past. A server that somebody
-else started (`NAME=URL`) is the exception: it runs all the time, and the kernel is not asked
-about it.
-
-Left out: checking that a server syncs. What it promises is reported as a promise.
+Ours and its peers get an empty data directory for each measurement. What each promises about an
+acknowledged append stands beside its figures; a server that somebody else started promises
+nothing that we know of. Left out: checking that a server syncs.
 """
 
 import fcntl
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
 
 from bench.load import ROOT
-from bench.measure import LoadError
+from bench.servers import Command, OwnServer, Server, TargetError
 
-__all__ = ["Server", "Target", "TargetError", "external", "node_peer", "this_daemon"]
+__all__ = ["Durability", "Target", "external", "node_peer", "rust_peer", "this_daemon"]
 
-START_SECONDS_MAX = 30.0
-STOP_SECONDS_MAX = 15.0
 INSTALL_SECONDS_MAX = 300
-OUTPUT_SHOWN_BYTES_MAX = 4_000
-
-SYNCED = "durable: one sync before each acknowledgement"
-UNKNOWN = "durability unknown: it was started by somebody else"
 
 NODE = ROOT / "bench" / "node"
+NODE_FILES_MAX = 100
+"""It keeps this many files open, one a stream, and has no setting for it. With more streams than
+that it closes files that are in use, and answers the appends that use them with 404."""
+RUST_PROGRAM = "durable-streams-server"
+RUST_CRATE = "durable-streams"
 
-_LISTENING = re.compile(r"^listening on (http://\S+)\n", re.MULTILINE)
 
+class Durability(Enum):
+    """What a server promises when it acknowledges an append."""
 
-class TargetError(Exception):
-    """A server cannot be installed, started or stopped; the message says why."""
-
-
-class Server(msgspec.Struct, frozen=True):
-    """A server that runs."""
-
-    url: str
-    """Under which streams are created, without a slash at the end."""
-    pid: int | None
-    """None if somebody else started it."""
-    data_dir: str | None = None
-    """None if somebody else started it."""
+    SYNCED = "synced"
+    """It survives a loss of power: it was synced to disk before it was acknowledged."""
+    UNKNOWN = "unknown"
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -61,51 +47,35 @@ class Target(msgspec.Struct, frozen=True):
 
     name: str
     version: str
-    durability: str
-    command: Callable[[Path], list[str]] | None
-    """Gives the command line for a data directory; None if it runs already."""
+    durability: Durability
+    command: Command | None
+    """None if it runs already."""
     streams: str
     """Where the streams are: a path, or the whole URL if it runs already."""
+    imports: tuple[str, ...] = ()
+    """A command that starts the server's language and loads its code, and no more."""
+    streams_max: int | None = None
+    """With how many streams it can still append to several at once; None: with any number."""
+    file_per_stream: bool = False
+    """Whether it keeps a file open for each stream."""
 
     @contextmanager
     def running(self, folder: Path) -> Iterator[Server]:
         """Run the server on an empty data directory in `folder`. Raises TargetError."""
         if self.command is None:
-            yield Server(self.streams, None)
+            yield Server(self.streams)
             return
-        data_dir = folder / "data"
-        data_dir.mkdir()
-        output = folder / "output"
-        with output.open("wb") as sink:
-            process = subprocess.Popen(
-                self.command(data_dir),
-                stdin=subprocess.DEVNULL,
-                stdout=sink,
-                stderr=subprocess.STDOUT,
-                cwd=ROOT,
-            )
-        try:
-            url = _wait_for_url(process, output) + self.streams
-            try:
-                yield Server(url, process.pid, str(data_dir))
-            except LoadError as error:
-                if process.poll() is None:
-                    raise
-                raise TargetError(f"{error}\n{_ended(process, output)}") from error
-            _stop(process, output)
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-            shutil.rmtree(data_dir, ignore_errors=True)
+        server = OwnServer(self.command, folder, self.streams)
+        with server.running():
+            yield server
 
 
 def this_daemon() -> Target:
     """The daemon of this source tree."""
 
-    def command(data_dir: Path) -> list[str]:
+    def command(data_dir: Path, port: int) -> list[str]:
         serve = [sys.executable, "-m", "durable_streamsd", "serve"]
-        return [*serve, "--data-dir", str(data_dir), "--port", "0"]
+        return [*serve, "--data-dir", str(data_dir), "--port", str(port)]
 
     version = subprocess.run(
         [sys.executable, "-c", "import durable_streamsd; print(durable_streamsd.__version__)"],
@@ -115,7 +85,18 @@ def this_daemon() -> Target:
     )
     if version.returncode != 0:
         raise TargetError(f"durable_streamsd cannot be imported:\n{version.stderr}")
-    return Target("durable-streamsd", version.stdout.strip(), SYNCED, command, "/v1/stream")
+    return Target(
+        name="durable-streamsd",
+        version=version.stdout.strip(),
+        durability=Durability.SYNCED,
+        command=command,
+        streams="/v1/stream",
+        imports=(
+            sys.executable,
+            "-c",
+            "import durable_streamsd.cli.server, durable_streamsd.daemon",
+        ),
+    )
 
 
 def node_peer() -> Target:
@@ -134,12 +115,39 @@ def node_peer() -> Target:
             _npm_ci()
     package = NODE / "node_modules" / "@durable-streams" / "server" / "package.json"
     node = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True)
-    version = f"{json.loads(package.read_text())['version']} on node {node.stdout.strip()}"
 
-    def command(data_dir: Path) -> list[str]:
-        return ["node", str(NODE / "server.mjs"), str(data_dir)]
+    def command(data_dir: Path, port: int) -> list[str]:
+        return ["node", str(NODE / "server.mjs"), str(data_dir), str(port)]
 
-    return Target("node", version, SYNCED, command, "/v1/stream")
+    return Target(
+        name="node",
+        version=f"{json.loads(package.read_text())['version']} on node {node.stdout.strip()}",
+        durability=Durability.SYNCED,
+        command=command,
+        streams="/v1/stream",
+        imports=("node", str(NODE / "server.mjs")),
+        streams_max=NODE_FILES_MAX,
+    )
+
+
+def rust_peer() -> Target:
+    """The protocol's server in Rust, in its default mode, which syncs a write-ahead log."""
+    if shutil.which(RUST_PROGRAM) is None:
+        raise TargetError(
+            f"--peer rust needs {RUST_PROGRAM!r} on PATH: `cargo install {RUST_CRATE} --locked`"
+        )
+
+    def command(data_dir: Path, port: int) -> list[str]:
+        return [RUST_PROGRAM, "--data-dir", str(data_dir), "--port", str(port)]
+
+    return Target(
+        name="rust",
+        version=_rust_version(),
+        durability=Durability.SYNCED,
+        command=command,
+        streams="",
+        file_per_stream=True,
+    )
 
 
 def external(name: str, url: str) -> Target:
@@ -147,7 +155,20 @@ def external(name: str, url: str) -> Target:
     parts = urlsplit(url)
     if parts.scheme != "http" or not parts.hostname or parts.query or parts.fragment:
         raise TargetError(f"{name}: {url!r} is not http://HOST:PORT or http://HOST:PORT/PATH")
-    return Target(name, "version unknown", UNKNOWN, None, url.rstrip("/"))
+    return Target(name, "version unknown", Durability.UNKNOWN, None, url.rstrip("/"))
+
+
+def _rust_version() -> str:
+    """What the program says, or else what cargo remembers to have installed."""
+    said = subprocess.run([RUST_PROGRAM, "--version"], capture_output=True, text=True)
+    if said.returncode == 0 and said.stdout.strip():
+        return said.stdout.strip()
+    if shutil.which("cargo") is not None:
+        listed = subprocess.run(["cargo", "install", "--list"], capture_output=True, text=True)
+        match = re.search(rf"^{RUST_CRATE} v(\S+?):?$", listed.stdout, re.MULTILINE)
+        if match is not None:
+            return match[1]
+    return "version unknown"
 
 
 def _npm_ci() -> None:
@@ -159,42 +180,3 @@ def _npm_ci() -> None:
         raise TargetError(f"npm ci did not end within {INSTALL_SECONDS_MAX} s") from None
     if done.returncode != 0:
         raise TargetError(f"npm ci failed in {NODE}:\n{done.stdout}{done.stderr}")
-
-
-def _wait_for_url(process: "subprocess.Popen[bytes]", output: Path) -> str:
-    """Wait until the server says where it listens."""
-    end = time.monotonic() + START_SECONDS_MAX
-    while time.monotonic() < end:
-        match = _LISTENING.search(output.read_text(errors="replace"))
-        if match is not None:
-            return match[1].rstrip("/")
-        if process.poll() is not None:
-            raise TargetError(
-                f"the server ended before it listened, code {process.returncode}\n{_tail(output)}"
-            )
-        time.sleep(0.01)
-    raise TargetError(f"the server did not listen within {START_SECONDS_MAX} s\n{_tail(output)}")
-
-
-def _stop(process: "subprocess.Popen[bytes]", output: Path) -> None:
-    """End the server with SIGTERM. Raises TargetError if it had ended before, or does not."""
-    if process.poll() is not None:
-        raise TargetError(_ended(process, output))
-    process.terminate()
-    try:
-        code = process.wait(STOP_SECONDS_MAX)
-    except subprocess.TimeoutExpired:
-        raise TargetError(f"SIGTERM did not end it within {STOP_SECONDS_MAX} s") from None
-    if code != 0:
-        raise TargetError(f"SIGTERM ended the server with code {code}\n{_tail(output)}")
-
-
-def _ended(process: "subprocess.Popen[bytes]", output: Path) -> str:
-    return f"the server ended by itself, code {process.returncode}\n{_tail(output)}"
-
-
-def _tail(output: Path) -> str:
-    """The end of what the server wrote."""
-    with output.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - OUTPUT_SHOWN_BYTES_MAX))
-        return f"it wrote:\n{file.read().decode(errors='replace')}"

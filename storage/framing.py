@@ -13,6 +13,7 @@ import contextlib
 import enum
 import json
 import re
+from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 import msgspec
@@ -66,8 +67,9 @@ def frame(framing: Framing, body: bytes) -> Framed:
     if framing is not Framing.JSON:
         return Framed(body, None)
     messages = _split_body(body)
-    data = b"".join([part for message in messages for part in (message, b",")])
-    return Framed(data, [len(message) + 1 for message in messages])
+    if not messages:
+        return Framed(b"", [])
+    return Framed(b",".join(messages) + b",", [len(message) + 1 for message in messages])
 
 
 def is_heavy(framing: Framing, body: bytes) -> bool:
@@ -110,7 +112,7 @@ def text_boundary(data: bytes) -> int:
     return len(data)
 
 
-def _split_body(body: bytes) -> list[bytes]:
+def _split_body(body: bytes) -> Sequence[bytes | msgspec.Raw]:
     if not body.isascii():
         try:
             body.decode()
@@ -118,7 +120,7 @@ def _split_body(body: bytes) -> list[bytes]:
             raise FramingError(f"The body is not valid UTF-8 at byte {error.start}.") from None
     is_array = body.lstrip(_SPACE_BYTES)[:1] == b"["
     array = body if is_array else b"[%b]" % body
-    if array.count(b",") >= MESSAGES_MAX and _has_too_many(array):
+    if len(array) > MESSAGES_MAX and array.count(b",") >= MESSAGES_MAX and _has_too_many(array):
         raise TooManyMessages(f"The body has more than {MESSAGES_MAX} messages.")
     messages = _split_array(array)
     if is_array:
@@ -128,9 +130,9 @@ def _split_body(body: bytes) -> list[bytes]:
     return messages
 
 
-def _split_array(array: bytes) -> list[bytes]:
+def _split_array(array: bytes) -> Sequence[bytes | msgspec.Raw]:
     try:
-        return [bytes(message) for message in _split(array)]
+        return _split(array)
     except RecursionError:
         raise FramingError("The JSON is nested too deeply.") from None
     except msgspec.DecodeError as error:

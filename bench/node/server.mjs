@@ -1,15 +1,18 @@
 // The npm reference server on a data directory, so that it syncs each append before it answers.
-// Called as: node server.mjs DATA_DIR. Its first line of output says where it listens.
+// Called as: node server.mjs DATA_DIR PORT. Without arguments it loads the server's code and ends.
 
 import { DurableStreamTestServer } from "@durable-streams/server"
 
-const dataDir = process.argv[2]
+const [dataDir, port] = process.argv.slice(2)
 if (!dataDir) {
-  console.error("usage: node server.mjs DATA_DIR")
+  process.exit(0)
+}
+if (!port) {
+  console.error("usage: node server.mjs DATA_DIR PORT")
   process.exit(2)
 }
 
-const server = new DurableStreamTestServer({ host: "127.0.0.1", port: 0, dataDir })
+const server = new DurableStreamTestServer({ host: "127.0.0.1", port: Number(port), dataDir })
 const url = await server.start()
 
 async function stop() {
