@@ -77,7 +77,8 @@ class PendingBatch(Batch):
 class Sealed:
     """A batch that is full: framed for its place in the log, with what becomes true with it.
 
-    `effects` are (stream, tail, closed, deleted, soft-deleted): what will be durable of each stream it touched.
+    `effects` are (stream, tail, closed, deleted, soft-deleted): what will be durable of each
+    stream it touched.
     """
 
     __slots__ = ("batch", "effects", "encoded", "placement", "runs", "time_ms")
