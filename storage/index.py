@@ -100,6 +100,14 @@ class StreamMeta(msgspec.Struct, array_like=True):
     """Soft-deleted, and kept up to this offset for its forks."""
 
 
+class StreamEntry(NamedTuple):
+    """A stream at its path, and the path of its source if it is a fork."""
+
+    path: bytes
+    meta: StreamMeta
+    source_path: bytes | None
+
+
 class RunPlace(NamedTuple):
     """Where one run of a stream lies."""
 
@@ -287,6 +295,28 @@ class Index:
     def _meta(self, txn: lmdb.Transaction, stream_id: int) -> StreamMeta | None:
         value = self._get(txn, "streams", _ID.pack(stream_id))
         return None if value is None else _decode_meta(value)
+
+    def streams_after(self, prefix: bytes, after: bytes | None, limit: int) -> list[StreamEntry]:
+        """Streams whose paths begin with `prefix` and sort after `after`, in order of their paths.
+
+        As many as `limit`, or all that there are. Soft-deleted ones are among them.
+        """
+        found: list[StreamEntry] = []
+        start = prefix if after is None or after < prefix else after + b"\0"
+        with self._look() as txn, txn.cursor(db=self._tables["paths"]) as cursor:
+            more = cursor.set_range(start) if start else cursor.first()
+            while more and len(found) < limit:
+                path = bytes(cursor.key())
+                if not path.startswith(prefix):
+                    break
+                (stream_id,) = _ID.unpack(self._checked("paths", path, cursor.value()))
+                meta = self._meta(txn, stream_id)
+                if meta is None or meta.path != path:
+                    raise _damaged("paths", path, "leads to another stream")
+                source = None if meta.fork is None else self._meta(txn, meta.fork.source_id)
+                found.append(StreamEntry(path, meta, None if source is None else source.path))
+                more = cursor.next()
+        return found
 
     def path_of(self, stream_id: int) -> bytes | None:
         """The path of the stream with this id (for people who read a finding)."""

@@ -42,6 +42,7 @@ from storage.framing import Framed, Framing, is_heavy, try_frame
 from storage.index import Checkpoint, Index
 from storage.indexer import Indexer
 from storage.limits import Limits
+from storage.listing import Listing
 from storage.log import Log, LogEnd
 from storage.pending import PendingBatch, Sealed
 from storage.reading import Chunk, ColdRead, Reader, Segments, Snapshot
@@ -599,6 +600,19 @@ class Store:
         if first is None:
             return ColdRead(self._reader, snapshot, [], tail)
         return ColdRead(self._reader, snapshot, stream.runs.covering(first, limit_bytes), first)
+
+    def listing(self, prefix: bytes, after: bytes | None, limit: int) -> Listing:
+        """The first `limit` streams, or fewer, whose paths begin with `prefix` and sort after
+        `after`: to run in a thread."""
+        backlog = self._backlog
+
+        def settled() -> int | None:
+            """The newest durable batch, unless its streams are being changed just now."""
+            sequence = self._durable_sequence
+            return sequence if backlog.added_sequence == sequence else None
+
+        unindexed = backlog.streams()
+        return Listing(self._index, unindexed, settled, self.now_ms(), prefix, after, limit)
 
     # Once a second
 
