@@ -278,7 +278,9 @@ def _listed(info: StreamInfo) -> str:
 @connection_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a stream.")
 def ls(server: Server, prefix: str, as_json: bool) -> None:
-    """Print the paths of all streams, or of those that begin with PREFIX, in their order.
+    """Print the paths of all streams.
+
+    Or of those that begin with PREFIX; sorted, one a line.
 
     With --json one object a line: path, content_type, next_offset, closed, created_at, size_bytes,
     and forked_from, which is null unless the stream is a fork. The listing is an extension: other
