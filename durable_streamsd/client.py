@@ -7,7 +7,7 @@ Invariants:
   producer state; `cli/client_follow.py` resumes reads, `cli/client_write.py` repeats appends.
 - Nothing read is unbounded: answers and events end at `ANSWER_BYTES_MAX`.
 
-Left out: forks, subscriptions, `Stream-Seq`, caching.
+Left out: subscriptions, `Stream-Seq`, caching.
 
 Errors, by what the caller can do about them:
 
@@ -38,7 +38,8 @@ ANSWER_BYTES_MAX = 256 * 1024 * 1024
 ERROR_BODY_BYTES_MAX = 64 * 1024
 DETAIL_CHARACTERS_MAX = 500
 # The sentences for these say it all, and name the stream besides.
-TOLD_WITHOUT_DETAIL = ("not-found", "closed")
+TOLD_WITHOUT_DETAIL = ("not-found", "closed", "fork-source-not-found")
+PAGE_STREAMS = 1_000
 CONNECT_SECONDS_MAX = 10.0
 # Longer than any sensible long-poll time-out and any heartbeat: past it the connection is dead.
 SILENCE_SECONDS_MAX = 90.0
@@ -96,6 +97,27 @@ class StreamInfo(NamedTuple):
     expires_at: str | None
     created: bool
     """Whether this request created the stream."""
+
+
+class Fork(NamedTuple):
+    """What a stream is to be forked from (PROTOCOL.md 4.2)."""
+
+    source: str
+    """The source's path below the base URL, as plain text."""
+    offset: str | None = None
+    sub_offset: int | None = None
+
+
+class Listed(NamedTuple):
+    """A stream in a listing, which is an extension of this project's daemon."""
+
+    path: str
+    content_type: str
+    next_offset: str
+    closed: bool
+    created_at: str
+    size_bytes: int
+    forked_from: str | None
 
 
 class Chunk(NamedTuple):
@@ -243,14 +265,24 @@ class StreamClient:
         ttl_seconds: int | None = None,
         expires_at: str | None = None,
         closed: bool = False,
+        fork: Fork | None = None,
     ) -> StreamInfo:
-        """Create a stream, or find it as described (5.1); Refused (409) if it differs."""
+        """Create a stream, or find it as described (5.1); Refused (409) if it differs.
+
+        With `fork` it begins with what the source holds (4.2).
+        """
         headers = {
             "Content-Type": content_type,
             "Stream-TTL": None if ttl_seconds is None else str(ttl_seconds),
             "Stream-Expires-At": expires_at,
             "Stream-Closed": "true" if closed else None,
         }
+        if fork is not None:
+            headers |= {
+                "Stream-Forked-From": URL(self.url(fork.source), encoded=True).raw_path,
+                "Stream-Fork-Offset": fork.offset,
+                "Stream-Fork-Sub-Offset": None if fork.sub_offset is None else str(fork.sub_offset),
+            }
         async with self._request("PUT", path, {200, 201}, headers=headers) as response:
             return _info(response)
 
@@ -298,6 +330,18 @@ class StreamClient:
         """Delete a stream (5.4)."""
         async with self._request("DELETE", path, {200, 202, 204}):
             pass
+
+    async def streams(self, prefix: str = "") -> AsyncIterator[Listed]:
+        """All streams whose paths begin with `prefix`, in the order of their paths."""
+        query = {"prefix": prefix, "limit": str(PAGE_STREAMS)}
+        while True:
+            async with self._request("GET", "__ds/streams", {200}, query=query) as response:
+                streams, after = _page(await _body(response), str(response.url))
+            for stream in streams:
+                yield stream
+            if after is None:
+                return
+            query["after"] = after
 
     async def read(self, path: str, offset: str) -> Chunk:
         """One chunk from `offset` on, without waiting (5.6); `-1` is the start, `now` the tail."""
@@ -375,7 +419,7 @@ class StreamClient:
         try:
             async with self._session.request(
                 method,
-                url.with_query(query) if query else url,
+                URL(f"{url}?{_encoded(query)}", encoded=True) if query else url,
                 headers={name: value for name, value in (headers or {}).items() if value},
                 data=body,
                 # A redirected POST becomes a GET in disguise, or sends the credentials elsewhere.
@@ -420,6 +464,28 @@ async def _chunk(response: aiohttp.ClientResponse) -> Chunk:
         closed=_is_closed(response),
         cursor=response.headers.get("Stream-Cursor"),
     )
+
+
+def _encoded(query: Mapping[str, str]) -> str:
+    """A query whose values are percent-encoded as paths are: no plus stands for a space."""
+    return "&".join(
+        f"{name}={quote(value.encode('utf-8', 'surrogateescape'), safe='/~')}"
+        for name, value in query.items()
+    )
+
+
+def _page(body: bytes, url: str) -> tuple[list[Listed], str | None]:
+    """The streams of one page of a listing, and where to go on."""
+    try:
+        page = json.loads(body)
+        streams = [
+            Listed(**{name: entry.get(name) for name in Listed._fields})
+            for entry in page["streams"]
+        ]
+        after = page.get("next")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise NotTheProtocol(f"{url} does not answer with a list of streams") from error
+    return streams, after if isinstance(after, str) else None
 
 
 def _number(text: str) -> int | None:
@@ -482,6 +548,8 @@ async def _refusal(response: aiohttp.ClientResponse, url: str) -> Refused:
     kind: type[Refused] = Refused
     if status == 404 and code == "no-such-route":
         kind, sentence = Missing, f"{url} is not the URL of a stream"
+    elif status == 404 and code == "fork-source-not-found":
+        kind, sentence = Missing, "there is no such stream to fork"
     elif status == 404:
         kind, sentence = Missing, f"no stream at {url}"
     elif status == 410:
@@ -519,8 +587,10 @@ def _problem(response: aiohttp.ClientResponse, body: bytes) -> tuple[str | None,
         except ValueError:
             problem = None
         if isinstance(problem, dict):
+            inner = problem.get("error")  # the shape of the reserved routes
+            problem = inner if isinstance(inner, dict) else problem
             code = problem.get("code")
-            detail = problem.get("detail") or problem.get("title")
+            detail = problem.get("detail") or problem.get("title") or problem.get("message")
     elif response.content_type == "text/plain":
         detail = body.decode("utf-8", "replace").partition("\n")[0].strip()
     return (

@@ -10,12 +10,14 @@ Synchronous; knows nothing of HTTP or of event loops. `storage.store.Store` is t
     framing                  where the messages of a stream's payload end
     scan, chain              reading batches back, from one segment and across them
     state, pending, accept   accepted and durable state; the batch that is filling; what fills it
+    family                   forks: where a stream came from, whose bytes its offsets lead to
     log                      the active segment: placing, writing, rolling
     index, indexer           LMDB offset tables over the log, and what keeps them
     indexer_process, child   the indexer in a process of its own
     recovery                 opening a directory: torn or corrupt, and what is moved
     residents, backlog       streams in memory; durable batches that the index lacks
-    reading                  finding bytes: memory, page cache, disk
+    reading, stitching       finding bytes: memory, page cache, disk; across the seams of forks
+    listing                  what streams there are
     store                    the front door
     verify, dump, reindex,   offline tools
     backup

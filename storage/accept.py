@@ -15,28 +15,38 @@ PRODUCER_ID_BYTES_MAX = 480
 def accept_create(
     batch: PendingBatch, stream: Stream, framed: Framed, closed: bool, now_ms: int
 ) -> None:
-    """A new stream, with content or without. Its path is the caller's to give and to take back."""
+    """A new stream, with content or without. Its path is the caller's to give and to take back.
+
+    A fork's source is one fork richer.
+    """
     config = stream.config
+    origin = stream.origin
+    start = 0
+    if origin is not None:
+        start = origin.seam
+        _count_forks(batch, origin.source, 1)
     stream.deadline_ms = config.expires_ms
     stream.persisted_deadline_ms = stream.slide(now_ms) or config.expires_ms
     stream.deadline_sequence = batch.sequence
-    stream.tail = len(framed.data)
+    size = len(framed.data)
+    stream.tail = start + size
     stream.closed = closed
     record = Record(
         RecordType.CREATE,
         stream.id,
-        0,
-        stream.tail,
+        start,
+        size,
         closes=closed,
         deadline_ms=stream.persisted_deadline_ms,
         configuration=Configuration(
             stream.path, config.content_type.encode("latin-1"), config.ttl_s, config.expires_ms
         ),
+        fork=None if origin is None else origin.record(),
     )
     batch.reclaims = False
     batch.add_record(stream, encode(record))
-    if stream.tail:
-        batch.add_payload(stream, 0, framed.data, framed.lengths)
+    if size:
+        batch.add_payload(stream, start, framed.data, framed.lengths)
 
 
 def accept_append(
@@ -101,10 +111,46 @@ def accept_plain_append(
 
 
 def accept_delete(batch: PendingBatch, stream: Stream) -> None:
-    """The end of a stream."""
-    batch.undo.append((stream.restore, stream.undo_point(None)))
+    """The end of a stream; with forks, it is kept for them.
+
+    The last fork of a source that was only kept for it takes that along, and so on up the chain.
+    """
+    while not stream.forks:
+        _end(batch, stream, RecordType.DELETE)
+        if stream.origin is None:
+            return
+        source = stream.origin.source
+        _count_forks(batch, source, -1)
+        if not source.soft_deleted:
+            return
+        stream = source
+    if not stream.soft_deleted:
+        _end(batch, stream, RecordType.SOFT_DELETE)
+
+
+def _end(batch: PendingBatch, stream: Stream, kind: RecordType) -> None:
+    batch.undo.append((stream.restore_family, _family(stream)))
     stream.deleted = True
-    batch.add_record(stream, encode(Record(RecordType.DELETE, stream.id, stream.tail)))
+    stream.soft_deleted = kind is RecordType.SOFT_DELETE
+    batch.add_record(stream, encode(Record(kind, stream.id, stream.tail)))
+
+
+def _count_forks(batch: PendingBatch, source: Stream, change: int) -> None:
+    """A fork of `source` begins or ends: what is told of the source rests on that too."""
+    batch.undo.append((source.restore_family, _family(source)))
+    source.forks += change
+    batch.touch(source)
+
+
+def _family(stream: Stream) -> tuple[int, int, bool, bool, int]:
+    """What `Stream.restore_family` needs."""
+    return (
+        stream.tail,
+        stream.forks,
+        stream.deleted,
+        stream.soft_deleted,
+        stream.last_sequence,
+    )
 
 
 def accept_deadline(batch: PendingBatch, stream: Stream, deadline_ms: int) -> None:

@@ -27,6 +27,8 @@ class Backlog:
 
     def __init__(self, limits: Limits, indexed_sequence: int, now_ms: int) -> None:
         self.indexed_sequence = indexed_sequence
+        self.added_sequence = indexed_sequence
+        """The newest batch whose streams all show it: set when the last of them does."""
         self.records = 0
         self.size_bytes = 0
         self._limits = limits
@@ -42,9 +44,14 @@ class Backlog:
             batch.sequence, len(batch.records), sealed.encoded.size_bytes, list(batch.touched)
         )
         self._batches.append(note)
+        self.added_sequence = note.sequence
         self.records += note.records
         self.size_bytes += note.size_bytes
         self._weigh()
+
+    def streams(self) -> list[list[Stream]]:
+        """The streams that each batch touched, the oldest batch first."""
+        return [note.streams for note in self._batches]
 
     def due(self, now_ms: int) -> bool:
         """Whether the index should get further now."""

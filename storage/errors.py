@@ -11,6 +11,7 @@
     ├── FramingError           the body is not what the stream's content type says
     │   └── TooManyMessages    more in one body than may be appended at once
     ├── OffsetError            the offset lies inside a message
+    ├── SoftDeleted            the stream was deleted, and is kept for its forks
     ├── NotResident            not in memory: load, admit, ask again
     └── Unsettled              the answer rests on a batch: wait for it, ask again
 
@@ -72,6 +73,10 @@ class TooManyMessages(FramingError):
 
 class OffsetError(StorageError):
     """An offset lies inside a message."""
+
+
+class SoftDeleted(StorageError):
+    """The stream at a path was deleted, and is kept for the forks that read its data."""
 
 
 class NotResident(StorageError):

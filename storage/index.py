@@ -10,7 +10,8 @@ pages have none. Tables:
     runs       stream id, start offset → packed runs, up to about 1,900 bytes of them
     producers  stream id, producer id → epoch, seq
     expiry     deadline ms, stream id → nothing
-    segments   segment id → live payload bytes
+    forks      source id, offset up to which the fork needs it, fork id → nothing
+    segments   segment id → live payload bytes: those of its runs in `runs`
 
 Integers in keys are 8 bytes, big-endian, so that they sort. A packed run:
 
@@ -39,11 +40,14 @@ from storage.errors import CorruptData, IndexFailed, OpenError
 MAP_BYTES = 1 << 40
 ENTRY_BYTES_MAX = 1_900
 KEY_BYTES_MAX = 511
-TABLES = ("state", "paths", "streams", "runs", "producers", "expiry", "segments")
+TABLES = ("state", "paths", "streams", "runs", "producers", "expiry", "forks", "segments")
+KEY_TABLES = frozenset({"expiry", "forks"})
+"""Tables whose entries are keys without values."""
 
 RUN_HEAD = struct.Struct("<QIIH")
 assert RUN_HEAD.size == 18
 _PAIR = struct.Struct(">QQ")
+_TRIPLE = struct.Struct(">QQQ")
 Buffer = bytes | memoryview
 
 _ID = struct.Struct(">Q")
@@ -64,6 +68,17 @@ class Checkpoint(NamedTuple):
     next_stream_id: int
 
 
+class ForkMeta(msgspec.Struct, array_like=True):
+    """Where a stream was forked from; `reach` is up to where it and its forks need its source."""
+
+    source_id: int
+    seam: int
+    offset: int
+    sub_offset: int
+    asked: int
+    reach: int
+
+
 class StreamMeta(msgspec.Struct, array_like=True):
     """A stream as the index knows it. New fields go to the end, with a default."""
 
@@ -79,6 +94,18 @@ class StreamMeta(msgspec.Struct, array_like=True):
     stream_seq: bytes | None = None
     deadline_ms: int | None = None
     producer_count: int = 0
+    fork: ForkMeta | None = None
+    forks: int = 0
+    kept: int | None = None
+    """Soft-deleted, and kept up to this offset for its forks."""
+
+
+class StreamEntry(NamedTuple):
+    """A stream at its path, and the path of its source if it is a fork."""
+
+    path: bytes
+    meta: StreamMeta
+    source_path: bytes | None
 
 
 class RunPlace(NamedTuple):
@@ -246,25 +273,50 @@ class Index:
             value = self._get(txn, "state", _DIRECTORY_KEY)
         return None if value is None else value.decode()
 
-    def stream_at(self, path: bytes) -> tuple[int, StreamMeta] | None:
-        """The id and state of the stream at a path."""
+    def chain_at(self, path: bytes) -> list[tuple[int, StreamMeta]]:
+        """The id and state of the stream at a path, and of its sources; empty if there is none."""
+        chain: list[tuple[int, StreamMeta]] = []
         with self._look() as txn:
             value = self._get(txn, "paths", path)
-            if value is None:
-                return None
-            (stream_id,) = _ID.unpack(value)
-            meta = self._meta(txn, stream_id)
-        if meta is None or meta.path != path:
-            raise CorruptData(
-                "index/data.mdb, table paths",
-                0,
-                f"stream {stream_id} is not at its path: run reindex",
-            )
-        return stream_id, meta
+            stream_id = 0 if value is None else _ID.unpack(value)[0]
+            while stream_id:
+                meta = self._meta(txn, stream_id)
+                if meta is None or (not chain and meta.path != path):
+                    what = f"stream {stream_id} is not at its path: run reindex"
+                    raise CorruptData("index/data.mdb, table paths", 0, what)
+                chain.append((stream_id, meta))
+                source_id = 0 if meta.fork is None else meta.fork.source_id
+                if source_id >= stream_id:
+                    what = f"stream {stream_id} is older than its source: run reindex"
+                    raise CorruptData("index/data.mdb, table streams", 0, what)
+                stream_id = source_id
+        return chain
 
     def _meta(self, txn: lmdb.Transaction, stream_id: int) -> StreamMeta | None:
         value = self._get(txn, "streams", _ID.pack(stream_id))
         return None if value is None else _decode_meta(value)
+
+    def streams_after(self, prefix: bytes, after: bytes | None, limit: int) -> list[StreamEntry]:
+        """Streams whose paths begin with `prefix` and sort after `after`, in order of their paths.
+
+        As many as `limit`, or all that there are. Soft-deleted ones are among them.
+        """
+        found: list[StreamEntry] = []
+        start = prefix if after is None or after < prefix else after + b"\0"
+        with self._look() as txn, txn.cursor(db=self._tables["paths"]) as cursor:
+            more = cursor.set_range(start) if start else cursor.first()
+            while more and len(found) < limit:
+                path = bytes(cursor.key())
+                if not path.startswith(prefix):
+                    break
+                (stream_id,) = _ID.unpack(self._checked("paths", path, cursor.value()))
+                meta = self._meta(txn, stream_id)
+                if meta is None or meta.path != path:
+                    raise _damaged("paths", path, "leads to another stream")
+                source = None if meta.fork is None else self._meta(txn, meta.fork.source_id)
+                found.append(StreamEntry(path, meta, None if source is None else source.path))
+                more = cursor.next()
+        return found
 
     def path_of(self, stream_id: int) -> bytes | None:
         """The path of the stream with this id (for people who read a finding)."""
@@ -349,7 +401,8 @@ class Index:
             for key, value in cursor:
                 if txn.get(key, db=self._tables[table]) != value:
                     raise _damaged(table, key, "is not found by its key")
-                yield bytes(key), b"" if table == "expiry" else self._checked(table, key, value)
+                keyed = table in KEY_TABLES
+                yield bytes(key), b"" if keyed else self._checked(table, key, value)
 
     def write(self) -> "IndexTransaction":
         """Begin the one write transaction; committed at the end of its `with` block."""
@@ -422,6 +475,48 @@ class IndexTransaction:
             packed += run
         if packed:
             self._put("runs", key, packed)
+
+    def cut_runs(self, stream_id: int, end: int) -> list[RunPlace]:
+        """Remove a stream's runs that begin at or behind an offset; the runs that are dead now."""
+        runs = self._tables["runs"]
+        dead: list[RunPlace] = []
+        with self._txn.cursor(db=runs) as cursor:
+            while self._index._seek_floor(cursor, stream_id, (1 << 64) - 1):
+                key = bytes(cursor.key())
+                places = list(unpack_runs(self._index._checked("runs", key, cursor.value())))
+                kept = [place for place in places if place.start < end]
+                dead += places[len(kept) :]
+                if len(kept) == len(places):
+                    return dead
+                if kept:
+                    self._put("runs", key, b"".join(map(pack_run, kept)))
+                    return dead
+                cursor.delete()
+        return dead
+
+    def put_fork(self, source_id: int, reach: int, fork_id: int) -> None:
+        """Say up to where a fork needs its source."""
+        key = _TRIPLE.pack(source_id, reach, fork_id)
+        self._txn.put(key, b"", db=self._tables["forks"])
+
+    def delete_fork(self, source_id: int, reach: int, fork_id: int) -> None:
+        """Undo `put_fork`."""
+        self._txn.delete(_TRIPLE.pack(source_id, reach, fork_id), db=self._tables["forks"])
+
+    def reach_of_forks(self, source_id: int) -> int:
+        """Up to where a stream is needed by any of its forks."""
+        with self._txn.cursor(db=self._tables["forks"]) as cursor:
+            if cursor.set_range(_TRIPLE.pack(source_id + 1, 0, 0)):
+                found = cursor.prev()
+            else:
+                found = cursor.last()
+            if not found:
+                return 0
+            key = cursor.key()
+            if len(key) != _TRIPLE.size:
+                raise _damaged("forks", key, "is damaged")
+            owner, reach, _ = _TRIPLE.unpack(key)
+        return reach if owner == source_id else 0
 
     def put_producer(self, stream_id: int, producer_id: bytes, epoch: int, seq: int) -> bool:
         """Write a producer's state; whether the stream did not have it before."""

@@ -9,14 +9,20 @@ from pathlib import Path
 
 from storage.chain import Position, batches_between
 from storage.errors import CorruptData
-from storage.index import Checkpoint, Index, IndexTransaction, RunPlace, StreamMeta
+from storage.index import Checkpoint, ForkMeta, Index, IndexTransaction, RunPlace, StreamMeta
 from storage.log import LogEnd
-from storage.record import Record, RecordType
+from storage.record import Fork, Record, RecordType
 from storage.scan import FIRST_BATCH_POSITION, BatchView
 from storage.segment import SegmentFile, list_segments
 
 INDEXED_TYPES = frozenset(
-    {RecordType.APPEND, RecordType.CREATE, RecordType.DELETE, RecordType.TOUCH}
+    {
+        RecordType.APPEND,
+        RecordType.CREATE,
+        RecordType.DELETE,
+        RecordType.TOUCH,
+        RecordType.SOFT_DELETE,
+    }
 )
 """What this release can follow; the other types are for later ones."""
 
@@ -24,7 +30,7 @@ INDEXED_TYPES = frozenset(
 class Change:
     """What a step found out about one stream."""
 
-    __slots__ = ("deleted", "meta", "old_deadline_ms", "producers", "runs")
+    __slots__ = ("deleted", "meta", "old_deadline_ms", "producers", "runs", "shrunk")
 
     def __init__(self, meta: StreamMeta, old_deadline_ms: int | None) -> None:
         self.meta = meta
@@ -32,6 +38,7 @@ class Change:
         self.runs: list[RunPlace] = []
         self.producers: dict[bytes, tuple[int, int]] = {}
         self.deleted = False
+        self.shrunk = False
 
 
 class Indexer:
@@ -83,17 +90,28 @@ class Step:
         self._checkpoint = checkpoint
         self._changes: dict[int, Change] = {}
         self._live_bytes: dict[int, int] = {}
+        self._less_needed: dict[int, None] = {}
+        """Streams that were soft-deleted, or lost a fork or a part of what one needs."""
 
     def apply(self, segment: SegmentFile, batch: BatchView) -> None:
         """Gather a batch: its records first, so that a created stream is known to its run."""
         segment_id = segment.header.segment_id
         next_stream_id = self._checkpoint.next_stream_id
+        forks: list[Record] = []
         for record in batch.records:
             if record.type is RecordType.CREATE:
                 self._create(record, batch.head.time_ms)
                 next_stream_id = max(next_stream_id, record.stream_id + 1)
+                if record.fork is not None:
+                    self._fork(segment, batch, record, record.fork)
+                    forks.append(record)
             elif record.type is RecordType.DELETE:
-                self._change(segment, batch, record.stream_id).deleted = True
+                self._end(segment, batch, record.stream_id)
+            elif record.type is RecordType.SOFT_DELETE:
+                meta = self._change(segment, batch, record.stream_id).meta
+                meta.kept = record.offset
+                meta.deadline_ms = None
+                self._less_needed[record.stream_id] = None
             elif record.type not in INDEXED_TYPES:
                 raise CorruptData(
                     segment.name,
@@ -108,6 +126,8 @@ class Step:
             change.meta.tail = start + length
             position += length
         self._add_live(segment_id, batch.head.payload_bytes)
+        for record in forks:
+            self._check_fork(segment, batch, record)
         self.records += batch.head.records
         self._checkpoint = Checkpoint(
             segment_id, batch.end, batch.head.sequence, batch.checksum, next_stream_id
@@ -116,6 +136,7 @@ class Step:
     def finish(self) -> Checkpoint:
         """Write everything gathered, and how far that is."""
         transaction = self._transaction
+        self._shrink()
         for stream_id, change in self._changes.items():
             if change.deleted:
                 self._delete(stream_id, change)
@@ -126,6 +147,9 @@ class Step:
                     meta.producer_count += 1
             if change.runs:
                 transaction.add_runs(stream_id, change.runs)
+            if change.shrunk and meta.kept is not None:
+                for place in transaction.cut_runs(stream_id, meta.kept):
+                    self._add_live(place.segment_id, -place.length)
             transaction.put_stream(stream_id, meta, change.old_deadline_ms)
         for segment_id, live_bytes in self._live_bytes.items():
             transaction.add_live_bytes(segment_id, live_bytes)
@@ -143,9 +167,62 @@ class Step:
             configuration.expires_ms,
             time_ms,
             record.fork.root_id if record.fork is not None else record.stream_id,
+            record.offset,
         )
         self._changes[record.stream_id] = Change(meta, None)
         self._transaction.put_path(configuration.path, record.stream_id)
+
+    def _fork(self, segment: SegmentFile, batch: BatchView, record: Record, fork: Fork) -> None:
+        """A fork begins: its source is needed up to its seam."""
+        seam = record.offset
+        source = self._change(segment, batch, fork.source_id)
+        if source.deleted or source.meta.kept is not None:
+            what = f"stream {record.stream_id} is a fork of a stream that was deleted"
+            raise CorruptData(segment.name, batch.position, what)
+        source.meta.forks += 1
+        self._transaction.put_fork(fork.source_id, seam, record.stream_id)
+        self._changes[record.stream_id].meta.fork = ForkMeta(
+            fork.source_id, seam, fork.offset, fork.sub_offset, fork.asked, seam
+        )
+
+    def _check_fork(self, segment: SegmentFile, batch: BatchView, record: Record) -> None:
+        """Refuse a fork of what its source does not have: only damage, or a bug, can say so."""
+        assert record.fork is not None
+        source_id = record.fork.source_id
+        source = self._change(segment, batch, source_id).meta
+        if source_id >= record.stream_id or record.offset > source.tail:
+            what = f"stream {record.stream_id} is no fork of stream {source_id}: it would begin at "
+            what += f"{record.offset}, and the source ends at {source.tail}"
+            raise CorruptData(segment.name, batch.position, what)
+
+    def _end(self, segment: SegmentFile, batch: BatchView, stream_id: int) -> None:
+        """A stream is no more, and its source has a fork less."""
+        change = self._change(segment, batch, stream_id)
+        change.deleted = True
+        fork = change.meta.fork
+        if fork is not None:
+            self._change(segment, batch, fork.source_id).meta.forks -= 1
+            self._transaction.delete_fork(fork.source_id, fork.reach, stream_id)
+            self._less_needed[fork.source_id] = None
+
+    def _shrink(self) -> None:
+        """Let go of what no fork of a soft-deleted stream needs, and so on up the chain."""
+        transaction = self._transaction
+        while self._less_needed:
+            stream_id, _ = self._less_needed.popitem()
+            change = self._changes[stream_id]
+            meta = change.meta
+            if change.deleted or meta.kept is None:
+                continue
+            meta.kept = transaction.reach_of_forks(stream_id)
+            change.shrunk = True
+            fork = meta.fork
+            if fork is not None and meta.kept < fork.reach:
+                transaction.delete_fork(fork.source_id, fork.reach, stream_id)
+                fork.reach = meta.kept
+                transaction.put_fork(fork.source_id, fork.reach, stream_id)
+                self._change_of(fork.source_id)
+                self._less_needed[fork.source_id] = None
 
     def _note(self, segment: SegmentFile, batch: BatchView, record: Record) -> None:
         """Take over what a record says beside its payload; a plain append says nothing."""
@@ -165,13 +242,14 @@ class Step:
             meta.deadline_ms = record.deadline_ms
 
     def _change(self, segment: SegmentFile, batch: BatchView, stream_id: int) -> Change:
+        return self._change_of(stream_id, segment.name, batch.position)
+
+    def _change_of(self, stream_id: int, file: str = "the log", position: int = 0) -> Change:
         change = self._changes.get(stream_id)
         if change is None:
             meta = self._transaction.meta(stream_id)
             if meta is None:
-                raise CorruptData(
-                    segment.name, batch.position, f"stream {stream_id} was never created"
-                )
+                raise CorruptData(file, position, f"stream {stream_id} was never created")
             change = self._changes[stream_id] = Change(meta, meta.deadline_ms)
         return change
 

@@ -30,6 +30,8 @@ class Limits:
     known_absent_max: int = 10_000
     """Paths remembered as free, so that asking again costs no look-up."""
     producers_per_stream_max: int = 65_536
+    fork_depth_max: int = 64
+    """Sources behind a fork: what one look-up loads, and one read may have to visit."""
     path_bytes_max: int = 480
     """LMDB refuses keys over 511 bytes."""
     reserve_bytes: int = 8 << 20

@@ -51,6 +51,11 @@ class PendingBatch(Batch):
         self.touched[stream] = None
         stream.last_sequence = self.sequence
 
+    def touch(self, stream: Stream) -> None:
+        """The stream's answers rest on this batch from now on."""
+        self.touched[stream] = None
+        stream.last_sequence = self.sequence
+
     def add_payload(
         self, stream: Stream, start: int, data: bytes, lengths: list[int] | None
     ) -> None:
@@ -72,7 +77,8 @@ class PendingBatch(Batch):
 class Sealed:
     """A batch that is full: framed for its place in the log, with what becomes true with it.
 
-    `effects` are (stream, tail, closed, deleted): what will be durable of each stream it touched.
+    `effects` are (stream, tail, closed, deleted, soft-deleted): what will be durable of each
+    stream it touched.
     """
 
     __slots__ = ("batch", "effects", "encoded", "placement", "runs", "time_ms")
@@ -106,5 +112,6 @@ class Sealed:
             run.position = position
             position += run.end - run.start
         self.effects = [
-            (stream, stream.tail, stream.closed, stream.deleted) for stream in batch.touched
+            (stream, stream.tail, stream.closed, stream.deleted, stream.soft_deleted)
+            for stream in batch.touched
         ]

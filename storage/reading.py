@@ -54,6 +54,8 @@ class Snapshot(NamedTuple):
     limit_bytes: int
     tail: int
     closed: bool
+    more: bool = False
+    """It goes on with a chunk that has bytes already: none at all is an answer too."""
 
 
 class Piece(NamedTuple):
@@ -170,7 +172,9 @@ def select(snapshot: Snapshot, runs: Sequence[Run | RunPlace]) -> list[Piece]:
     expected = runs[0].start
     ends_message = True
     for run in runs:
-        if pieces and wanted <= 0:
+        if run.start >= snapshot.tail:
+            break  # A fork reads its source no further than this.
+        if (pieces or snapshot.more) and wanted <= 0:
             break  # What the index was asked for ends here; memory may go on much further.
         if run.start != expected:
             raise CorruptData("index/data.mdb, table runs", 0, "the index lacks a run: run reindex")
@@ -178,13 +182,15 @@ def select(snapshot: Snapshot, runs: Sequence[Run | RunPlace]) -> list[Piece]:
             length = BLOCK.unpack(run.blocks)[0] & LENGTH_MASK
             expected = run.start + length
             skip = max(snapshot.offset - run.start, 0)
-            if pieces and length > wanted:
+            if (pieces or snapshot.more) and length > wanted:
                 break
             if skip < length:
                 pieces.append(Piece(run, run.start, run.blocks, skip, length - skip))
                 wanted -= length - skip
             continue
-        piece, ends_message, full = _select_blocks(snapshot, run, wanted, bool(pieces))
+        piece, ends_message, full = _select_blocks(
+            snapshot, run, wanted, bool(pieces) or snapshot.more
+        )
         if piece is not None:
             pieces.append(piece)
             wanted -= piece.size
@@ -193,7 +199,8 @@ def select(snapshot: Snapshot, runs: Sequence[Run | RunPlace]) -> list[Piece]:
             break
     if not ends_message:
         raise CorruptData("index/data.mdb, table runs", 0, "a message has no end: run reindex")
-    if not pieces:  # An offset at the tail is not looked up: there are bytes, somewhere.
+    # An offset at the tail is not looked up: there are bytes, somewhere.
+    if not pieces and not snapshot.more:
         raise CorruptData("index/data.mdb, table runs", 0, "the index lacks a run: run reindex")
     return pieces
 
@@ -211,6 +218,9 @@ def _select_blocks(
     table = [coded for coded, _ in BLOCK.iter_unpack(run.blocks)]
     for number, coded in enumerate(table):
         length = coded & LENGTH_MASK
+        if at >= snapshot.tail:
+            full = True
+            break
         if at + length > snapshot.offset:
             if first < 0:
                 if whole and not ended:
@@ -244,6 +254,8 @@ def _message_bytes(table: list[int], number: int) -> int:
 
 def join(snapshot: Snapshot, pieces: list[Piece], parts: list[bytes]) -> Chunk:
     """The chunk that `parts`, the pieces' whole blocks, make."""
+    if not pieces:
+        return Chunk(b"", snapshot.offset, snapshot.offset, False, False)
     first = pieces[0]
     if first.skip:
         if snapshot.framing is Framing.JSON:
@@ -251,6 +263,9 @@ def join(snapshot: Snapshot, pieces: list[Piece], parts: list[bytes]) -> Chunk:
         parts[0] = parts[0][first.skip :]
     data = parts[0] if len(parts) == 1 else b"".join(parts)
     end = snapshot.offset + len(data)
+    if end > snapshot.tail:  # The last block goes on behind what a fork has of its source.
+        data = data[: snapshot.tail - end]
+        end = snapshot.tail
     up_to_date = end == snapshot.tail
     if not up_to_date and snapshot.framing is Framing.TEXT:
         whole = text_boundary(data)

@@ -21,7 +21,10 @@ one append commit together or not at all. Payload bytes are not in it: they foll
     0x10 configuration  present u8 (1: TTL, 2: Expires-At) · TTL u64 s · Expires-At u64 ms ·
                         path length u16 · content type length u16 · path · content type
     0x20 fork           source id u64 · root id u64 · fork offset u64 · requested sub-offset u64 ·
-                        present u8 (1: offset was requested, 2: TTL, 4: Expires-At were)
+                        asked u8 (1: the offset was asked for, 2: TTL, 4: Expires-At were)
+
+                        The record's own offset is where the fork's own bytes begin: the fork offset
+                        with the sub-offset resolved.
     0x40 origin         u64: sequence of the batch that first held the record (set when it is moved)
     0x80 value          length u32 · bytes: what other subsystems keep in the log (subscriptions)
 
@@ -50,6 +53,10 @@ HAS_CONFIGURATION = 0x10
 HAS_FORK = 0x20
 HAS_ORIGIN = 0x40
 HAS_VALUE = 0x80
+
+OFFSET_ASKED = 1
+TTL_ASKED = 2
+EXPIRES_ASKED = 4
 
 
 class RecordType(enum.IntEnum):
@@ -92,7 +99,7 @@ class Fork(NamedTuple):
     root_id: int
     offset: int
     sub_offset: int
-    requested: int
+    asked: int
 
 
 class Record(NamedTuple):

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from storage.errors import NotResident
+from storage.family import Origin
 from storage.index import StreamMeta
 from storage.limits import Limits
 from storage.record import Producer
@@ -19,14 +20,14 @@ SWEEP_STREAMS = 5_000
 
 
 class Loaded(NamedTuple):
-    """What the index says about a path; `meta` is None when there is no stream.
+    """What the index says about a path: the stream's id and state, and those of its sources.
 
-    `evicted` is `Residents.evicted` of before the index was asked.
+    `chain` is empty when there is no stream. `evicted` is `Residents.evicted` of before the index
+    was asked.
     """
 
     path: bytes
-    stream_id: int
-    meta: StreamMeta | None
+    chain: list[tuple[int, StreamMeta]]
     evicted: int
 
 
@@ -80,10 +81,14 @@ class Residents:
     def put(self, stream: Stream) -> None:
         """Let a path lead to this stream."""
         self._absent.pop(stream.path, None)
+        self._pin(self._streams.get(stream.path), -1)
+        self._pin(stream, 1)
         self._streams[stream.path] = stream
 
     def put_back(self, path: bytes, stream: Stream | None) -> None:
         """Undo `put`: let a path lead to what was there before."""
+        self._pin(self._streams.get(path), -1)
+        self._pin(stream, 1)
         if stream is None:
             self._streams.pop(path, None)
             self._note_absent(path)
@@ -91,29 +96,47 @@ class Residents:
             self._streams[path] = stream
 
     def admit(self, loaded: Loaded, now_ms: int) -> None:
-        """Take what was loaded, unless the path became known meanwhile."""
+        """Take what was loaded, unless the path became known meanwhile.
+
+        A source that is in memory already may have changed since the index was written; the path
+        is its own as long as it has forks.
+        """
         if loaded.path in self._streams or loaded.path in self._absent:
             return
-        if loaded.meta is None:
+        if not loaded.chain:
             self._note_absent(loaded.path)
-        else:
-            self._streams[loaded.path] = _revive(loaded.stream_id, loaded.meta, now_ms)
+        source = None
+        for stream_id, meta in reversed(loaded.chain):
+            stream = self._streams.get(meta.path)
+            if stream is None:
+                stream = _revive(stream_id, meta, source, now_ms)
+                self.put(stream)
+            source = stream
 
     def evict(self, now_ms: int, indexed_sequence: int) -> None:
         """Look at some streams, the longest unvisited first, and forget those that can be."""
         for path in list(islice(self._streams, SWEEP_STREAMS)):
             stream = self._streams.pop(path)
-            if stream.last_sequence > indexed_sequence or stream.live_readers:
+            wanted = stream.live_readers or stream.resident_forks
+            if stream.last_sequence > indexed_sequence or wanted:
                 self._streams[path] = stream
                 continue
             stream.runs.drop(indexed_sequence)
             crowded = len(self._streams) >= self._limits.resident_streams_max
             idle = now_ms - stream.used_ms >= self._limits.idle_ms
-            if stream.deleted or idle or (crowded and not len(stream.runs)):
+            ended = stream.deleted and not stream.soft_deleted
+            if ended or idle or (crowded and not len(stream.runs)):
                 stream.runs.clear()
+                self._pin(stream, -1)
                 self.evicted += 1
             else:
                 self._streams[path] = stream
+
+    @staticmethod
+    def _pin(stream: Stream | None, change: int) -> None:
+        """A stream comes or goes: its source stays as long as it is there."""
+        if stream is not None and stream.origin is not None:
+            stream.origin.source.resident_forks += change
 
     def _note_absent(self, path: bytes) -> None:
         self._absent[path] = None
@@ -121,7 +144,7 @@ class Residents:
             del self._absent[next(iter(self._absent))]
 
 
-def _revive(stream_id: int, meta: StreamMeta, now_ms: int) -> Stream:
+def _revive(stream_id: int, meta: StreamMeta, source: Stream | None, now_ms: int) -> Stream:
     """A stream as the index has it: accepted, durable and indexed state are one."""
     config = StreamConfig(meta.content_type, meta.ttl_s, meta.expires_ms)
     stream = Stream(stream_id, meta.path, config, meta.created_ms)
@@ -133,6 +156,12 @@ def _revive(stream_id: int, meta: StreamMeta, now_ms: int) -> Stream:
     stream.producer_count = meta.producer_count
     stream.producers_complete = not meta.producer_count
     stream.deadline_ms = stream.persisted_deadline_ms = meta.deadline_ms
+    if meta.fork is not None and source is not None:
+        fork = meta.fork
+        stream.origin = Origin(source, fork.offset, fork.sub_offset, fork.seam, fork.asked)
+    stream.forks = meta.forks
+    stream.deleted = stream.gone = meta.kept is not None
+    stream.soft_deleted = stream.durable_soft_deleted = meta.kept is not None
     stream.durable = True
     stream.used_ms = now_ms
     return stream

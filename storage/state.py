@@ -10,11 +10,14 @@ Left out: reading and writing. `storage.store` applies what is decided here.
 import enum
 from bisect import bisect_right
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from storage.errors import CommitError, FramingError, TooManyMessages
 from storage.framing import Framed, Framing, framing_of, try_frame
 from storage.record import Producer
+
+if TYPE_CHECKING:
+    from storage.family import Origin
 
 GRAIN_MS_MIN = 4_000
 GRAIN_MS_MAX = 60_000
@@ -141,19 +144,24 @@ class Stream:
         "deleted",
         "durable",
         "durable_closed",
+        "durable_soft_deleted",
         "durable_tail",
+        "forks",
         "gone",
         "id",
         "last_sequence",
         "live_readers",
+        "origin",
         "path",
         "persisted_deadline_ms",
         "producer_count",
         "producers",
         "producers_complete",
+        "resident_forks",
         "root",
         "runs",
         "shadowed",
+        "soft_deleted",
         "stream_seq",
         "tail",
         "used_ms",
@@ -174,14 +182,22 @@ class Stream:
         self.producers_complete = True
         self.producer_count = 0
         self.deleted = False
+        self.soft_deleted = False
+        """Deleted, and kept for its forks. What is `deleted` and not this is no more."""
+        self.forks = 0
+        """How many streams that are there were forked from this one."""
         self.last_sequence = 0
         # durable
         self.durable = False
         self.durable_tail = 0
         self.durable_closed = False
         self.gone = False
+        self.durable_soft_deleted = False
         self.shadowed: Stream | None = None
         # memory and time
+        self.origin: Origin | None = None
+        self.resident_forks = 0
+        """Streams in memory whose `origin` points here: they keep this one there."""
         self.runs = RunList()
         self.deadline_ms: int | None = None
         self.persisted_deadline_ms: int | None = None
@@ -239,6 +255,19 @@ class Stream:
         self.tail = tail
         self.last_sequence = last_sequence
 
+    def restore_family(
+        self, tail: int, forks: int, deleted: bool, soft_deleted: bool, last_sequence: int
+    ) -> None:
+        """Take back what the beginning or the end of a fork, or its own end, did to it.
+
+        And plain appends, which do not note where they began in a batch that knows the stream.
+        """
+        self.tail = tail
+        self.forks = forks
+        self.deleted = deleted
+        self.soft_deleted = soft_deleted
+        self.last_sequence = last_sequence
+
     def expired(self, now_ms: int) -> bool:
         """Whether its time is over. A live reader keeps a stream with a TTL alive."""
         deadline = self.deadline_ms
@@ -286,6 +315,8 @@ class Kind(enum.Enum):
     EXISTS = enum.auto()
     CONFLICT = enum.auto()
     DELETED = enum.auto()
+    SOFT_DELETED = enum.auto()
+    FORK_TOO_DEEP = enum.auto()
 
 
 class Append:

@@ -34,18 +34,22 @@ from storage.errors import (
     IndexFailed,
     Latched,
     OutOfSpace,
+    SoftDeleted,
     Unsettled,
 )
+from storage.family import Asked, Origin, bits_of, fork_config, same_fork
 from storage.framing import Framed, Framing, is_heavy, try_frame
 from storage.index import Checkpoint, Index
 from storage.indexer import Indexer
 from storage.limits import Limits
+from storage.listing import Listing
 from storage.log import Log, LogEnd
 from storage.pending import PendingBatch, Sealed
 from storage.reading import Chunk, ColdRead, Reader, Segments, Snapshot
 from storage.recovery import Recovered, recover
 from storage.residents import Loaded, Residents, TailCache
 from storage.state import Append, Batch, Kind, Outcome, Stream, StreamConfig, decide, misframed
+from storage.stitching import stitched
 
 DUE_STREAMS_PER_TICK = 1_000
 FULL = "The disk is full: nothing was kept, and writing resumes when there is space."
@@ -140,7 +144,7 @@ class Store:
         """The stream that accepted state has at a path: for PUT, POST and DELETE.
 
         Raises `NotResident` when the index has to be asked, `Unsettled` when there is none because
-        of a deletion that is not durable yet.
+        of a deletion that is not durable yet, `SoftDeleted` when it is kept for its forks alone.
         """
         stream = self._residents.get(path)
         if stream is None:
@@ -152,6 +156,8 @@ class Store:
                 return stream
             self._expire(stream)
         self._settled(stream)
+        if stream.soft_deleted:
+            raise SoftDeleted(path.decode("utf-8", "replace"))
         return None
 
     def visible(self, path: bytes) -> Stream | None:
@@ -159,12 +165,15 @@ class Store:
         stream = self._residents.get(path)
         while stream is not None and not stream.durable:
             stream = stream.shadowed
-        if stream is None or stream.gone:
+        if stream is None:
             return None
         now_ms = self.now_ms()
-        if stream.expired(now_ms):
+        if not stream.gone and stream.expired(now_ms):
             self._expire(stream)
             self._settled(stream)
+        if stream.durable_soft_deleted:
+            raise SoftDeleted(path.decode("utf-8", "replace"))
+        if stream.gone or stream.expired(now_ms):
             return None
         stream.used_ms = now_ms
         return stream
@@ -182,9 +191,7 @@ class Store:
     def load(self, path: bytes) -> Loaded:
         """Ask the index for the stream at a path. Any thread. Raises `CorruptData`."""
         evicted = self._residents.evicted
-        found = self._index.stream_at(path)
-        stream_id, meta = (0, None) if found is None else found
-        return Loaded(path, stream_id, meta, evicted)
+        return Loaded(path, self._index.chain_at(path), evicted)
 
     def admit(self, loaded: Loaded) -> None:
         """Take in what `load` found: look-ups of its path are answered from now on.
@@ -212,11 +219,11 @@ class Store:
 
     def _settled(self, stream: Stream) -> None:
         """Return if the stream's accepted state is durable, else raise `Unsettled`."""
-        batch = self._batch_of(stream)
+        batch = self.batch_of(stream)
         if batch is not None:
             raise Unsettled(batch)
 
-    def _batch_of(self, stream: Stream) -> Batch | None:
+    def batch_of(self, stream: Stream) -> Batch | None:
         """The batch that the stream's accepted state rests on, if it is not durable yet."""
         return self._batch_at(stream.last_sequence)
 
@@ -248,18 +255,56 @@ class Store:
         closed: bool,
         framed: Framed | FramingError | None = None,
     ) -> Outcome:
-        """Create a stream (protocol 5.1): CREATED, EXISTS, CONFLICT, or a body that is wrong.
+        """Create a stream (protocol 5.1): CREATED, or as `existing`, or a body that is wrong.
 
         `framed` is as in `Append`.
         Raises `CommitError` when the store takes no writes, `NotResident` as `find` does.
         """
-        if not 0 < len(path) <= self.limits.path_bytes_max:
-            raise ValueError("the index takes no such path, and so could never go on")
-        existing = self._residents.get(path)
+        told = self.existing(path, config, closed)
+        return told or self._create(path, config, body, closed, framed, None)
+
+    def fork(
+        self,
+        path: bytes,
+        asked: Asked,
+        source: Stream,
+        seam: int,
+        body: bytes,
+        closed: bool,
+        framed: Framed | FramingError | None = None,
+    ) -> Outcome:
+        """Fork a stream that `find` has just told (protocol 4.2): as `create`, or TYPE_MISMATCH,
+        FORK_TOO_DEEP.
+
+        `seam` is an offset of the source, up to its accepted tail: the fork inherits what is
+        below it. Whether a message ends there is the caller's to know. Raises as `create` does.
+        """
+        told = self.existing(path, asked, closed)
+        if told is not None:
+            return told
+        if asked.media_type not in (None, source.config.media_type):
+            return self._resting(Outcome(Kind.TYPE_MISMATCH, source))
+        offset = seam if asked.offset is None else asked.offset
+        origin = Origin(source, offset, asked.sub_offset, seam, bits_of(asked))
+        if origin.depth > self.limits.fork_depth_max:
+            return self._resting(Outcome(Kind.FORK_TOO_DEEP, source))
+        assert not source.deleted
+        assert origin.offset <= seam <= source.tail
+        config = fork_config(asked, source.config)
+        return self._create(path, config, body, closed, framed, origin)
+
+    def _create(
+        self,
+        path: bytes,
+        config: StreamConfig,
+        body: bytes,
+        closed: bool,
+        framed: Framed | FramingError | None,
+        origin: Origin | None,
+    ) -> Outcome:
+        """Create a stream, or a fork, at a path that is free."""
         now_ms = self.now_ms()
-        if existing is not None and not existing.deleted and not existing.expired(now_ms):
-            same = existing.config.matches(config) and existing.closed == closed
-            return self._resting(Outcome(Kind.EXISTS if same else Kind.CONFLICT, existing))
+        existing = self._residents.get(path)
         if not body:
             framed = Framed(b"", None)
         elif framed is None:
@@ -270,6 +315,9 @@ class Store:
         if existing is not None and not existing.deleted:
             accept_delete(self._open, existing)
         stream = Stream(self._next_stream_id, path, config, now_ms)
+        if origin is not None:
+            stream.origin = origin
+            stream.root = origin.source.root
         self._next_stream_id += 1
         if existing is not None:
             stream.shadowed = existing if existing.durable else existing.shadowed
@@ -277,6 +325,33 @@ class Store:
         self._residents.put(stream)
         accept_create(self._open, stream, framed, closed, now_ms)
         return self._resting(Outcome(Kind.CREATED, stream))
+
+    def existing(self, path: bytes, asked: StreamConfig | Asked, closed: bool) -> Outcome | None:
+        """What a PUT meets at a path: EXISTS, CONFLICT, SOFT_DELETED, or None if it is free.
+
+        Raises `NotResident` as `find` does, `Latched`.
+        """
+        if not 0 < len(path) <= self.limits.path_bytes_max:
+            raise ValueError("the index takes no such path, and so could never go on")
+        stream = self._residents.get(path)
+        if stream is None:
+            return None
+        if not stream.deleted:
+            if not stream.expired(self.now_ms()):
+                same = stream.closed == closed and (
+                    same_fork(stream, asked)
+                    if isinstance(asked, Asked)
+                    else stream.origin is None and stream.config.matches(asked)
+                )
+                return self._resting(Outcome(Kind.EXISTS if same else Kind.CONFLICT, stream))
+            if not stream.forks:
+                return None
+            if self.latched:
+                raise Latched(LATCHED)
+            self._expire(stream)
+        if stream.soft_deleted:
+            return self._resting(Outcome(Kind.SOFT_DELETED, stream))
+        return None
 
     def append(self, stream: Stream, append: Append) -> Outcome:
         """Append to, or close, a stream (protocol 5.2, 5.3), or say why not.
@@ -372,7 +447,7 @@ class Store:
 
     def _resting(self, outcome: Outcome) -> Outcome:
         if outcome.stream is not None:
-            outcome.batch = self._batch_of(outcome.stream)
+            outcome.batch = self.batch_of(outcome.stream)
         return outcome
 
     def _check_writable(self) -> None:
@@ -426,7 +501,7 @@ class Store:
             run.stream.runs.append(run)
         self._cache.add(sealed.runs, self._backlog.indexed_sequence)
         woken = []
-        for stream, tail, closed, deleted in sealed.effects:
+        for stream, tail, closed, deleted, soft_deleted in sealed.effects:
             if tail != stream.durable_tail or closed != stream.durable_closed or deleted:
                 woken.append(stream)
             if not stream.durable:
@@ -437,6 +512,7 @@ class Store:
             stream.durable_closed = closed
             stream.used_ms = sealed.time_ms
             stream.gone = deleted
+            stream.durable_soft_deleted = soft_deleted
         self._backlog.add(sealed)
         return Finished([batch], woken)
 
@@ -510,6 +586,9 @@ class Store:
         snapshot = Snapshot(
             stream.id, stream.config.framing, offset, limit_bytes, tail, stream.durable_closed
         )
+        origin = stream.origin
+        if origin is not None and offset < origin.seam:
+            return stitched(self._reader, snapshot, stream)
         first = stream.runs.first_start()
         if first is not None and first <= offset:
             runs = stream.runs.covering(offset, limit_bytes)
@@ -521,6 +600,19 @@ class Store:
         if first is None:
             return ColdRead(self._reader, snapshot, [], tail)
         return ColdRead(self._reader, snapshot, stream.runs.covering(first, limit_bytes), first)
+
+    def listing(self, prefix: bytes, after: bytes | None, limit: int) -> Listing:
+        """The first `limit` streams, or fewer, whose paths begin with `prefix` and sort after
+        `after`: to run in a thread."""
+        backlog = self._backlog
+
+        def settled() -> int | None:
+            """The newest durable batch, unless its streams are being changed just now."""
+            sequence = self._durable_sequence
+            return sequence if backlog.added_sequence == sequence else None
+
+        unindexed = backlog.streams()
+        return Listing(self._index, unindexed, settled, self.now_ms(), prefix, after, limit)
 
     # Once a second
 
@@ -554,6 +646,6 @@ class Store:
             if stream is None or stream.deleted:
                 continue
             if stream.expired(now_ms):
-                accept_delete(self._open, stream)
+                self._expire(stream)
             elif stream.live_readers:
                 self.touch(stream)

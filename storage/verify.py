@@ -1,9 +1,10 @@
 """Verification of a closed data directory: every batch, every block, and the index against the log.
 
 The index is checked by building another one from the log, in memory-mapped scratch space, and
-comparing them entry by entry. LMDB's pages have no checksum, so walking damaged ones can end the
-process: `python -m storage.verify DIRECTORY SCRATCH` is the child that does it, one finding a line,
-its fields parted by tabs.
+comparing them entry by entry. The new one then goes on to the log's end, which shows whether every
+record makes sense: above all that a fork has a source, and begins within it. LMDB's pages have no
+checksum, so walking damaged ones can end the process: `python -m storage.verify DIRECTORY SCRATCH`
+is the child that does it, one finding a line, its fields parted by tabs.
 """
 
 import subprocess
@@ -157,15 +158,41 @@ def check_index(directory: DataDirectory, scratch: Path) -> Iterator[Finding]:
         try:
             indexer = Indexer(directory.segments, fresh)
             target = LogEnd(*checkpoint[:4])
-            while indexer.step(target, STEP_RECORDS).sequence < target.sequence:
-                pass
+            _index_up_to(indexer, target)
             for table in TABLES:
                 if table != "state":
                     yield from _differences(table, index, fresh)
+            _index_up_to(indexer, _last_batch(directory, target))
         finally:
             fresh.close()
     finally:
         index.close()
+
+
+def _index_up_to(indexer: Indexer, target: LogEnd) -> None:
+    while indexer.step(target, STEP_RECORDS).sequence < target.sequence:
+        pass
+
+
+def _last_batch(directory: DataDirectory, start: LogEnd) -> LogEnd:
+    """The end of the last batch that can be followed from a known end; `check_log` says why."""
+    chain = open_chain(directory.segments)
+    end = start
+    for at, segment in enumerate(chain):
+        segment_id = segment.header.segment_id
+        if segment_id < start.segment_id:
+            continue
+        if segment_id > end.segment_id:
+            end = end._replace(segment_id=segment_id, position=FIRST_BATCH_POSITION)
+        known_end = segment_end(chain, at)
+        scanner = Scanner(segment)
+        while known_end is None or end.position < known_end:
+            try:
+                batch = scanner.batch_at(end.position)
+            except DecodeError:
+                return end
+            end = LogEnd(segment_id, batch.end, batch.head.sequence, batch.checksum)
+    return end
 
 
 def _differences(table: str, index: Index, fresh: Index) -> Iterator[Finding]:

@@ -282,6 +282,61 @@ def test_create_tells_new_from_old(run: Run, path: str, url: str) -> None:
     assert "409" in sentence(run("create", path, "--json"))
 
 
+def test_a_fork(run: Run, path: str, url: str) -> None:
+    """A fork begins with what its source holds, up to an offset and so many messages more."""
+    source = f"{path}/the source"
+    done(run("create", source, "--json"))
+    done(run("write", source, "--batch-json", stdin=b"1\n2\n3\n"))
+    assert done(run("create", f"{path}/all", "--fork-from", source)).startswith(b"created ")
+    at = ["--fork-from", f"/{source}", "--fork-offset", "0000000000000000_0000000000000000"]
+    done(run("create", f"{path}/two", *at, "--fork-sub-offset", "2"))
+    assert done(run("create", f"{path}/two", *at, "--fork-sub-offset", "2")).startswith(b"exists ")
+    done(run("write", f"{path}/two", '"own"'))
+    assert done(run("read", f"{path}/all")) == b"1\n2\n3\n"
+    assert done(run("read", f"{path}/two")) == b'1\n2\n"own"\n'
+    assert "409" in sentence(run("create", f"{path}/two", *at))
+    past = sentence(run("create", f"{path}/four", *at, "--fork-sub-offset", "4"))
+    assert "Fork at or before" in past
+    none = sentence(run("create", f"{path}/none", "--fork-from", f"{path}/nothing"))
+    assert none == "durable-streamsd: there is no such stream to fork\n"
+    assert run("create", path, "--fork-offset", "1").returncode == 2
+    done(run("delete", source))
+    assert "is gone" in sentence(run("head", source))
+    assert "read by forks" in sentence(run("create", source))
+    assert done(run("read", f"{path}/two")) == b'1\n2\n"own"\n'
+
+
+def test_ls(run: Run, path: str) -> None:
+    """Paths in their order, those with a prefix, and as JSON all that the server tells."""
+    for name in ("b c", "a", "é"):
+        done(run("create", f"{path}/{name}", "--content-type", "text/plain"))
+    done(run("create", f"{path}/f", "--fork-from", f"{path}/a", "--closed"))
+    names = ["a", "b c", "f", "é"]
+    assert done(run("ls", f"/{path}/")).decode().splitlines() == [f"{path}/{at}" for at in names]
+    assert done(run("ls", f"{path}/b ")).decode() == f"{path}/b c\n"
+    assert done(run("ls", f"{path}/none")) == b""
+    assert f"{path}/a" in done(run("ls")).decode().splitlines()
+    fork = json.loads(done(run("ls", f"{path}/f", "--json")))
+    assert fork.pop("created_at").endswith("Z")
+    assert fork == {
+        "path": f"{path}/f",
+        "content_type": "text/plain",
+        "next_offset": "0000000000000000_0000000000000000",
+        "closed": True,
+        "size_bytes": 0,
+        "forked_from": f"{path}/a",
+    }
+    assert "INVALID" not in sentence(run("ls", "a" * 500))
+
+
+def test_ls_of_a_server_that_lists_nothing() -> None:
+    """Another server of the protocol does not have it, and the command says so."""
+    refusal = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    server = ScriptedServer(refusal)
+    with server:
+        assert "does not list streams" in sentence(run_at(f"{server.url}/v1/stream", "ls"))
+
+
 # Following
 
 

@@ -95,7 +95,6 @@ def test_default_content_type(driver: Driver) -> None:
         ({"Host": "user@example.org"}, 400, "bad-host"),
         ({"Host": "a, b"}, 400, "bad-host"),
         ({"Host": ""}, 400, "bad-host"),
-        ({"Stream-Forked-From": "/v1/stream/b"}, 501, "forks-not-supported"),
         ({"Stream-Fork-Offset": START_TOKEN.decode()}, 400, "fork-source-required"),
         ({"Stream-Fork-Sub-Offset": "0"}, 400, "fork-source-required"),
     ],

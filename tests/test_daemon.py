@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import resource
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 from daemon import ROOT, Daemon
 from raw_http import RawClient, encode
+from simple_http import ask, create
 
 from durable_streamsd import __version__
 from durable_streamsd.daemon import SPARE_FILES
@@ -126,6 +128,41 @@ def test_a_stop_ends_live_readers_cleanly(tmp_path: Path, lane: dict[str, str]) 
         assert poll.closed()
         assert events.rest() == b"0\r\n\r\n"
         assert idle.closed()
+
+
+def test_forks_survive_kills(tmp_path: Path, lane: dict[str, str]) -> None:
+    """What a fork holds, what is kept for it and what is listed is the same after each kill."""
+    root = "/v1/stream/"
+    with Daemon(tmp_path / "data", env=lane) as daemon:
+        assert create(daemon, f"{root}s", b"abcdef").status == 201
+        start = {"Stream-Forked-From": f"{root}s", "Stream-Fork-Offset": f"{0:016}_{0:016}"}
+        for number in range(4):
+            headers = start | {"Stream-Fork-Sub-Offset": str(number)}
+            assert ask(daemon, "PUT", f"{root}f{number}", b"!", headers).status == 201
+        assert ask(daemon, "DELETE", f"{root}s").status == 204
+        for number in range(3):
+            daemon.kill()
+            daemon.start()
+            assert ask(daemon, "GET", f"{root}s").status == 410
+            assert create(daemon, f"{root}s").status == 409
+            left = [f"f{at}" for at in range(number, 4)]
+            assert listed(daemon) == left
+            for path in left:
+                body = ask(daemon, "GET", root + path).body
+                assert body == b"abcdef"[: int(path[1:])] + b"!"
+            assert ask(daemon, "DELETE", f"{root}f{number}").status == 204
+        assert ask(daemon, "DELETE", f"{root}f3").status == 204
+        daemon.kill()
+        daemon.start()
+        assert listed(daemon) == []
+        assert create(daemon, f"{root}s", b"new").status == 201
+        assert ask(daemon, "GET", f"{root}s").body == b"new"
+
+
+def listed(daemon: Daemon) -> list[str]:
+    """The paths of all streams."""
+    answer = ask(daemon, "GET", "/v1/stream/__ds/streams")
+    return [stream["path"] for stream in json.loads(answer.body)["streams"]]
 
 
 def test_a_stop_answers_what_is_in_flight(tmp_path: Path, lane: dict[str, str]) -> None:

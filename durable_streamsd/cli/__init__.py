@@ -27,6 +27,7 @@ CLIENT_COMMANDS = {
     "read": _Command("client", "Print a stream from an offset to its end, then stop."),
     "tail": _Command("client", "Print a stream and go on as it grows, until it is closed."),
     "head": _Command("client", "Print what the server knows about a stream."),
+    "ls": _Command("client", "Print the paths of all streams."),
     "delete": _Command("client", "Delete a stream with all its data."),
 }
 DAEMON_COMMANDS = {

@@ -13,6 +13,7 @@ import click
 
 from durable_streamsd.cli.client_common import (
     Server,
+    connection_options,
     header_value,
     hint,
     print_chunk,
@@ -23,9 +24,9 @@ from durable_streamsd.cli.client_common import (
 from durable_streamsd.cli.client_follow import follow
 from durable_streamsd.cli.client_write import write
 from durable_streamsd.cli.output import WorkFailed, print_line, say
-from durable_streamsd.client import StreamError, StreamInfo, Unavailable, Unreachable
+from durable_streamsd.client import Fork, StreamError, StreamInfo, Unavailable, Unreachable
 
-__all__ = ["create", "delete", "head", "read", "tail", "write"]
+__all__ = ["create", "delete", "head", "ls", "read", "tail", "write"]
 
 
 @click.command(short_help="Create a stream; finding an identical one is fine.")
@@ -51,6 +52,23 @@ __all__ = ["create", "delete", "head", "read", "tail", "write"]
     help="Expire the stream at this time, such as 2030-01-31T12:00:00Z.",
 )
 @click.option("--closed", is_flag=True, help="Create it closed: empty for ever.")
+@click.option(
+    "--fork-from",
+    metavar="PATH",
+    help="Begin with what the stream at this path holds; nothing is copied.",
+)
+@click.option(
+    "--fork-offset",
+    metavar="OFFSET",
+    callback=header_value,
+    help="Only up to this offset, one that the server gave for that stream; else all.",
+)
+@click.option(
+    "--fork-sub-offset",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="And so many bytes behind --fork-offset, or messages of a JSON stream.",
+)
 def create(
     server: Server,
     path: str,
@@ -59,6 +77,9 @@ def create(
     ttl_seconds: int | None,
     expires_at: str | None,
     closed: bool,
+    fork_from: str | None,
+    fork_offset: str | None,
+    fork_sub_offset: int | None,
 ) -> None:
     """Create a stream; finding an identical one is fine.
 
@@ -69,11 +90,17 @@ def create(
     Examples:
       durable-streamsd create chat/room-1 --content-type text/plain
       durable-streamsd create events --json --ttl 86400
+      durable-streamsd create chat/what-if --fork-from chat/room-1
     """
     if as_json and content_type:
         raise click.UsageError("--json and --content-type exclude each other.")
     if ttl_seconds is not None and expires_at:
         raise click.UsageError("--ttl and --expires-at exclude each other.")
+    fork = None
+    if fork_from is not None:
+        fork = Fork(fork_from.removeprefix("/"), fork_offset, fork_sub_offset)
+    elif fork_offset is not None or fork_sub_offset is not None:
+        raise click.UsageError("--fork-offset and --fork-sub-offset go with --fork-from.")
 
     async def work() -> None:
         async with server.client() as client:
@@ -83,6 +110,7 @@ def create(
                 ttl_seconds=ttl_seconds,
                 expires_at=expires_at,
                 closed=closed,
+                fork=fork,
             )
         print_line(f"{'created' if info.created else 'exists'} {info.url}")
 
@@ -243,6 +271,34 @@ def _listed(info: StreamInfo) -> str:
             shown = ("yes" if value else "no") if isinstance(value, bool) else value
             lines.append(f"{name.replace('_', '-')}: {shown}")
     return "\n".join(lines)
+
+
+@click.command(short_help="Print the paths of all streams.")
+@click.argument("prefix", default="")
+@connection_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a stream.")
+def ls(server: Server, prefix: str, as_json: bool) -> None:
+    """Print the paths of all streams.
+
+    Or of those that begin with PREFIX; sorted, one a line.
+
+    With --json one object a line: path, content_type, next_offset, closed, created_at, size_bytes,
+    and forked_from, which is null unless the stream is a fork. The listing is an extension: other
+    servers of the protocol do not have it.
+
+    \b
+    Examples:
+      durable-streamsd ls
+      durable-streamsd ls chat/
+      durable-streamsd ls --json | jq -r 'select(.closed | not).path'
+    """
+
+    async def work() -> None:
+        async with server.client() as client:
+            async for stream in client.streams(prefix.removeprefix("/")):
+                print_line(json.dumps(stream._asdict()) if as_json else stream.path)
+
+    run(work())
 
 
 @click.command(short_help="Delete a stream with all its data.")

@@ -51,8 +51,12 @@ class Server(NamedTuple):
 
 def server_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command PATH, --url and --auth, and hand it `path` and `server`."""
+    return click.argument("path", callback=_checked_path)(connection_options(command))
 
-    @click.argument("path", callback=_checked_path)
+
+def connection_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command --url and --auth, and hand it `server`."""
+
     @click.option(
         "--url",
         envvar="STREAM_URL",
@@ -120,7 +124,9 @@ def _hint_of_missing(error: Refused) -> str:
     in_doubt = error.code is None and not url.path.rstrip("/").endswith(STREAM_ROOT)
     if error.code == "no-such-route" or in_doubt:
         return f"; is {url} the right server URL, or should it end in {STREAM_ROOT}?"
-    if context.info_name == "delete":
+    if context.info_name == "ls":
+        return "; that server does not list streams"
+    if context.info_name in ("create", "delete"):
         return ""
     path = shlex.quote(context.params["path"])
     return f"; create it with: durable-streamsd create {path}"

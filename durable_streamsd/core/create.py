@@ -1,7 +1,7 @@
 """PUT: create a stream, or make sure that it is there (protocol 5.1).
 
 A repeated PUT with the stream's configuration is a success that neither compares nor appends its
-body. Left out: forks (protocol 4.2), which are refused by name.
+body. What a fork is made of is in `forks`.
 """
 
 import re
@@ -9,6 +9,7 @@ from functools import partial
 
 from durable_streamsd.core.context import Context
 from durable_streamsd.core.effects import Durable, Offload, Resident, Room
+from durable_streamsd.core.forks import decide_fork, parse_fork
 from durable_streamsd.core.headers import (
     parse_content_type,
     parse_expires_at,
@@ -32,42 +33,50 @@ _HOST = re.compile(rb"(?:[0-9A-Za-z._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
 async def create(request: Request, path: bytes, context: Context) -> Response:
     """Answer a PUT to the stream at `path`."""
-    config = _parse_config(request.headers)
+    headers = request.headers
     location = _location(request, path, context)
-    outcome = await _decide(path, config, request, context)
+    ttl_s, expires_ms = _parse_lifetime(headers)
+    asked = parse_fork(headers, ttl_s, expires_ms)
+    if asked is not None:
+        outcome = await decide_fork(path, asked, request, context)
+    else:
+        content_type = parse_content_type(headers.get(b"content-type", DEFAULT_CONTENT_TYPE))
+        config = StreamConfig(content_type, ttl_s, expires_ms)
+        outcome = await _decide(path, config, request, context)
     if outcome.batch is not None:
         await Durable(outcome.batch)
     kind = outcome.kind
     if kind is Kind.CREATED or kind is Kind.EXISTS:
         assert outcome.stream is not None
-        headers = (
+        lines = (
             context.common,
             content_type_line(outcome.stream.config.content_type),
             tail_lines(outcome.root, outcome.tail, outcome.closed),
         )
         if kind is Kind.CREATED:
-            return Response(201, (*headers, location), b"")
-        return Response(200, headers, b"")
-    if kind is Kind.TOO_MANY_MESSAGES:
-        raise Problem(Code.TOO_MANY_MESSAGES, detail=outcome.detail)
-    if kind is Kind.BAD_JSON:
-        raise Problem(Code.BAD_JSON, detail=outcome.detail)
-    raise Problem(Code.CONFIG_CONFLICT)
+            return Response(201, (*lines, location), b"")
+        return Response(200, lines, b"")
+    raise Problem(_REFUSALS[kind], detail=outcome.detail)
 
 
-def _parse_config(headers: dict[bytes, bytes]) -> StreamConfig:
-    content_type = parse_content_type(headers.get(b"content-type", DEFAULT_CONTENT_TYPE))
+_REFUSALS = {
+    Kind.CONFLICT: Code.CONFIG_CONFLICT,
+    Kind.SOFT_DELETED: Code.PATH_RETAINED,
+    Kind.TYPE_MISMATCH: Code.CONTENT_TYPE_MISMATCH,
+    Kind.FORK_TOO_DEEP: Code.FORK_TOO_DEEP,
+    Kind.TOO_MANY_MESSAGES: Code.TOO_MANY_MESSAGES,
+    Kind.BAD_JSON: Code.BAD_JSON,
+}
+
+
+def _parse_lifetime(headers: dict[bytes, bytes]) -> tuple[int | None, int | None]:
     ttl = headers.get(b"stream-ttl")
     expires_at = headers.get(b"stream-expires-at")
     if ttl is not None and expires_at is not None:
         raise Problem(Code.TTL_AND_EXPIRES_AT)
     ttl_s = None if ttl is None else parse_ttl(ttl)
     expires_ms = None if expires_at is None else parse_expires_at(expires_at)
-    if b"stream-forked-from" in headers:
-        raise Problem(Code.FORKS_NOT_SUPPORTED)
-    if b"stream-fork-offset" in headers or b"stream-fork-sub-offset" in headers:
-        raise Problem(Code.FORK_SOURCE_REQUIRED)
-    return StreamConfig(content_type, ttl_s, expires_ms)
+    return ttl_s, expires_ms
 
 
 async def _decide(path: bytes, config: StreamConfig, request: Request, context: Context) -> Outcome:

@@ -19,6 +19,7 @@ __all__ = [
     "format_rfc3339",
     "parse_content_type",
     "parse_expires_at",
+    "parse_fork_sub_offset",
     "parse_media_type",
     "parse_producer",
     "parse_stream_seq",
@@ -79,6 +80,14 @@ def parse_ttl(value: bytes) -> int:
     if ttl_s is None:
         raise Problem(Code.BAD_TTL)
     return ttl_s
+
+
+def parse_fork_sub_offset(value: bytes) -> int:
+    """`Stream-Fork-Sub-Offset`: bytes, or messages of a JSON stream."""
+    sub_offset = _integer(value)
+    if sub_offset is None:
+        raise Problem(Code.BAD_FORK_SUB_OFFSET)
+    return sub_offset
 
 
 def parse_expires_at(value: bytes) -> int:

@@ -28,9 +28,10 @@ from durable_streamsd.core.lines import (
     content_type_line,
     next_offset_line,
 )
+from durable_streamsd.core.lookup import no_more
 from durable_streamsd.core.message import Frame, Request, Response, SharedResponse
 from durable_streamsd.core.offsets import NOW, format_offset
-from durable_streamsd.core.problems import Code, Problem
+from durable_streamsd.core.problems import Problem
 from durable_streamsd.core.query import Query
 from durable_streamsd.core.snapshot import SMALL_ANSWER_BYTES, begin_read, limit_of, read_chunk
 from durable_streamsd.core.sse import HEARTBEAT, control_event, data_event, sendable_bytes
@@ -107,7 +108,7 @@ async def long_poll(request: Request, path: bytes, query: Query, context: Contex
     finally:
         context.store.release(stream)
     if stream.gone:
-        raise Problem(Code.NOT_FOUND)
+        raise no_more(stream)
     if stream.durable_tail == position:
         return _nothing_new(stream, query, context)
     if query.offset is NOW:

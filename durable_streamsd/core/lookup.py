@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 from durable_streamsd.core.effects import Durable, Resident
 from durable_streamsd.core.problems import Code, Problem
-from storage.errors import NotResident, Unsettled
+from storage.errors import NotResident, SoftDeleted, Unsettled
 from storage.state import Stream
 
-__all__ = ["look_up"]
+__all__ = ["look_up", "no_more"]
 
 
 async def look_up(look: Callable[[bytes], Stream | None], path: bytes) -> Stream:
@@ -24,7 +24,14 @@ async def look_up(look: Callable[[bytes], Stream | None], path: bytes) -> Stream
             await Resident(path)
         except Unsettled as unsettled:
             await Durable(unsettled.batch)
+        except SoftDeleted:
+            raise Problem(Code.GONE) from None
         else:
             if stream is None:
                 raise Problem(Code.NOT_FOUND)
             return stream
+
+
+def no_more(stream: Stream) -> Problem:
+    """What to say of a stream that ended while it was read."""
+    return Problem(Code.GONE if stream.durable_soft_deleted else Code.NOT_FOUND)

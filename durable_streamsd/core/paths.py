@@ -12,7 +12,14 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from durable_streamsd.core.problems import Code, Problem
 
-__all__ = ["PATH_BYTES_MAX", "STREAM_ROOT", "is_reserved", "parse_path", "quote_path"]
+__all__ = [
+    "PATH_BYTES_MAX",
+    "STREAM_ROOT",
+    "decode_path",
+    "is_reserved",
+    "parse_path",
+    "quote_path",
+]
 
 STREAM_ROOT: Final = b"/v1/stream/"
 PATH_BYTES_MAX: Final = 480
@@ -27,12 +34,18 @@ _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 @lru_cache(PARSED_PATHS_MAX)
 def parse_path(raw: bytes) -> bytes:
     """The stream path behind `STREAM_ROOT`, decoded. Raises `Problem`."""
+    path = decode_path(raw)
+    if any(segment in (b"", b".", b"..") for segment in path.split(b"/")):
+        raise Problem(Code.BAD_PATH)
+    return path
+
+
+def decode_path(raw: bytes) -> bytes:
+    """A path or a part of one, decoded, its segments not looked at. Raises `Problem`."""
     if _BAD_ESCAPE.search(raw):
         raise Problem(Code.BAD_PATH)
     path = unquote_to_bytes(raw)
     if len(path) > PATH_BYTES_MAX or _CONTROL.search(path):
-        raise Problem(Code.BAD_PATH)
-    if any(segment in (b"", b".", b"..") for segment in path.split(b"/")):
         raise Problem(Code.BAD_PATH)
     try:
         path.decode()

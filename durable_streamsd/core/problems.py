@@ -146,6 +146,34 @@ class Code(enum.Enum):
         "Fork without a source",
         "Send Stream-Forked-From with the fork's offset headers, or leave them out.",
     )
+    BAD_FORK_SOURCE = (
+        "bad-fork-source",
+        400,
+        "Malformed Stream-Forked-From",
+        "Send the path of the source's URL on this server, without scheme and host: "
+        "/v1/stream/{path}.",
+    )
+    BAD_FORK_OFFSET = (
+        "bad-fork-offset",
+        400,
+        "Malformed Stream-Fork-Offset",
+        "Send one offset that this server gave for the source (Stream-Next-Offset), or leave it "
+        "out to fork at the tail.",
+    )
+    BAD_FORK_SUB_OFFSET = (
+        "bad-fork-sub-offset",
+        400,
+        "Malformed Stream-Fork-Sub-Offset",
+        "Send a whole number in decimal, without sign or leading zero; above 0 it needs a "
+        "Stream-Fork-Offset.",
+    )
+    FORK_PAST_TAIL = (
+        "fork-past-tail",
+        400,
+        "Fork past the source's tail",
+        "Fork at or before the source's end, which HEAD tells, by at most 65536 messages "
+        "(Stream-Fork-Sub-Offset) behind an offset.",
+    )
     # other 4xx
     STALE_EPOCH = (
         "stale-epoch",
@@ -158,6 +186,12 @@ class Code(enum.Enum):
         404,
         "Stream not found",
         "There is no stream at this path.",
+    )
+    FORK_SOURCE_NOT_FOUND = (
+        "fork-source-not-found",
+        404,
+        "Source not found",
+        "There is no stream at the path in Stream-Forked-From.",
     )
     NO_SUCH_ROUTE = (
         "no-such-route",
@@ -211,8 +245,34 @@ class Code(enum.Enum):
         "config-conflict",
         409,
         "Stream exists with another configuration",
-        "The stream at this path has another content type, lifetime or closed state: ask for "
-        "those, or use another path.",
+        "The stream at this path has another content type, lifetime, closed state or source: ask "
+        "for those, or use another path.",
+    )
+    PATH_RETAINED = (
+        "path-retained",
+        409,
+        "Path is kept for forks",
+        "The stream at this path was deleted, and its data is read by forks: use another path, or "
+        "delete the forks first.",
+    )
+    FORK_SOURCE_GONE = (
+        "fork-source-gone",
+        409,
+        "Source was deleted",
+        "The stream in Stream-Forked-From was deleted and is kept for its forks alone: fork one of "
+        "those.",
+    )
+    FORK_TOO_DEEP = (
+        "fork-too-deep",
+        409,
+        "Too many forks of forks",
+        "Fork a stream that is nearer to the first source, at the same offset.",
+    )
+    GONE = (
+        "gone",
+        410,
+        "Stream was deleted",
+        "The stream was deleted; its path is free again when the last of its forks is gone.",
     )
     BODY_TOO_LARGE = (
         "body-too-large",
@@ -245,12 +305,6 @@ class Code(enum.Enum):
         500,
         "Stored data is damaged",
         "Have the operator run 'durable-streamsd verify': this range cannot be read.",
-    )
-    FORKS_NOT_SUPPORTED = (
-        "forks-not-supported",
-        501,
-        "Forks are not supported",
-        "Create the stream without Stream-Forked-From.",
     )
     NOT_IMPLEMENTED = (
         "not-implemented",

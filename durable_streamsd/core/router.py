@@ -3,6 +3,7 @@
 The routes:
 
     /v1/stream/{path}            GET HEAD PUT POST DELETE
+    /v1/stream/__ds/streams      GET HEAD, an extension: what streams there are
     /v1/stream/__ds/...          reserved for control APIs (protocol 6), none of which exists yet
     /healthz /health /readyz     GET HEAD
     everything                   OPTIONS
@@ -21,6 +22,7 @@ from durable_streamsd.core.direct import Direct
 from durable_streamsd.core.effects import Effect
 from durable_streamsd.core.health import HEALTH_PATHS, health
 from durable_streamsd.core.lines import allow_line
+from durable_streamsd.core.listing import LISTING_PATH, list_streams
 from durable_streamsd.core.live import follow, long_poll
 from durable_streamsd.core.message import Request, Response
 from durable_streamsd.core.paths import STREAM_ROOT, is_reserved, parse_path
@@ -103,6 +105,8 @@ async def _route(request: Request, context: Context) -> Response | None:
     if target.startswith(STREAM_ROOT):
         path = parse_path(target[len(STREAM_ROOT) :])
         if is_reserved(path):
+            if path == LISTING_PATH:
+                return await list_streams(request, context)
             message = "This server has no control API at this path."
             return reserved_error(context.common, 404, "NOT_FOUND", message)
         handler = _HANDLERS.get(request.method)

@@ -10,9 +10,8 @@ from typing import Literal
 
 from durable_streamsd.core.context import Context
 from durable_streamsd.core.effects import Durable, Hold, Offload
-from durable_streamsd.core.lookup import look_up
+from durable_streamsd.core.lookup import look_up, no_more
 from durable_streamsd.core.offsets import NOW, Offset, Sentinel
-from durable_streamsd.core.problems import Code, Problem
 from storage.errors import CommitError, CorruptData
 from storage.framing import Framing
 from storage.reading import Chunk, ColdRead
@@ -71,7 +70,7 @@ async def limit_of(context: Context, stream: Stream, position: int, bytes_max: i
     finally:
         context.store.release(stream)
     if stream.gone:
-        raise Problem(Code.NOT_FOUND)
+        raise no_more(stream)
     return limit
 
 
@@ -85,7 +84,7 @@ async def read_chunk(context: Context, stream: Stream, position: int, bytes_max:
         return await Offload(found.run) if isinstance(found, ColdRead) else found
     except CorruptData as error:
         if stream.gone:
-            raise Problem(Code.NOT_FOUND) from None
+            raise no_more(stream) from None
         path = stream.path.decode("utf-8", "backslashreplace")
         log.error("damaged data of %s: %s; run verify", path, error)
         raise

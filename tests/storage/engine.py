@@ -11,7 +11,8 @@ from pathlib import Path
 from hypothesis import settings
 
 from storage.disk import Disk
-from storage.errors import NotResident, Unsettled
+from storage.errors import NotResident, SoftDeleted, Unsettled
+from storage.family import Asked
 from storage.limits import Limits
 from storage.reading import Chunk, ColdRead
 from storage.record import Producer
@@ -77,8 +78,22 @@ def find(store: Store, path: bytes) -> Stream | None:
             return store.find(path)
         except NotResident:
             store.admit(store.load(path))
-        except Unsettled:
+        except (Unsettled, SoftDeleted):
             return None
+
+
+def is_soft_deleted(store: Store, path: bytes) -> bool:
+    """Whether readers are told that the stream is gone, while its forks read it."""
+    while True:
+        try:
+            store.visible(path)
+            return False
+        except NotResident:
+            store.admit(store.load(path))
+        except Unsettled:
+            return False
+        except SoftDeleted:
+            return True
 
 
 def present(store: Store, path: bytes) -> Stream:
@@ -95,7 +110,7 @@ def visible(store: Store, path: bytes) -> Stream | None:
             return store.visible(path)
         except NotResident:
             store.admit(store.load(path))
-        except Unsettled:
+        except (Unsettled, SoftDeleted):
             return None
 
 
@@ -123,6 +138,39 @@ def create(
             return store.create(path, config, body, closed)
         except NotResident:
             store.admit(store.load(path))
+
+
+def fork(
+    store: Store,
+    path: bytes,
+    source: bytes,
+    offset: int | None = None,
+    sub_offset: int = 0,
+    *,
+    content_type: str | None = None,
+    ttl_s: int | None = None,
+    expires_ms: int | None = None,
+    body: bytes = b"",
+    closed: bool = False,
+) -> Outcome:
+    """Fork a stream that is there; the sub-offset counts bytes. A path in use is told first."""
+    while True:
+        root = None
+        if offset:
+            root = present(store, source).root
+        asked = Asked(
+            source, root, offset, sub_offset, content_type, content_type, ttl_s, expires_ms
+        )
+        try:
+            told = store.existing(path, asked, closed)
+        except NotResident:
+            store.admit(store.load(path))
+            continue
+        if told is not None:
+            return told
+        parent = present(store, source)
+        seam = parent.tail if offset is None else offset + sub_offset
+        return store.fork(path, asked, parent, seam, body, closed)
 
 
 def append(
@@ -211,8 +259,8 @@ def forget(store: Store) -> None:
     index_all(store)
     store.tick(store.now_ms())
     clock_ms = store.now_ms() + store.limits.idle_ms
-    store._residents.evict(clock_ms, store._backlog.indexed_sequence)
-    store._residents.evict(clock_ms, store._backlog.indexed_sequence)
+    for _ in range(2 + store.limits.fork_depth_max):
+        store._residents.evict(clock_ms, store._backlog.indexed_sequence)
     assert not len(store._residents)
 
 

@@ -264,8 +264,8 @@ def test_full_disk_at_every_write(tmp_path: Path, short: bool) -> None:
             disk.free = 0
             store.tick(store.now_ms())
             assert store.full
-            if work.accepted:
-                work.delete(next(iter(work.accepted)))
+            if work.live():
+                work.delete(work.live()[0])
                 assert work.commit() is None
             check_durable(disk, work, tmp_path, {work.acknowledged})
             disk.free = 1 << 40
@@ -288,7 +288,7 @@ def latched_run(disk: CrashDisk, work: Workload) -> bool:
         assert isinstance(error, Latched)
         store = work.store
         assert store.latched
-        for path in list(work.accepted):
+        for path in work.live():
             with pytest.raises(Latched):
                 engine.delete(store, path)
         with pytest.raises(Latched):

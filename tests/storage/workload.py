@@ -1,6 +1,8 @@
 """A mixed workload whose every byte is known, and the checks that a reopened store has to pass.
 
 Each append carries a mark that says which it is: its place in its stream, and its producer's tuple.
+A fork goes on counting where it branches off. A source that is deleted stays in the state as long
+as it has forks, without content of its own to look at.
 The checks are named after the guarantee they look at. `Workload.states[n]` is what a store holds
 when n batches are durable; a batch has one number for ever, so a store tells which it should be.
 """
@@ -13,8 +15,9 @@ from pathlib import Path
 
 import engine
 from engine import BYTES, JSON, START_MS, TEXT, ManualStore
+from family_checks import family_is_whole
 
-from storage.errors import CommitError, NotResident, Unsettled
+from storage.errors import CommitError, NotResident, SoftDeleted, Unsettled
 from storage.index import TABLES, Index
 from storage.indexer import Indexer
 from storage.record import Producer
@@ -39,10 +42,15 @@ class Expected:
     stream_seq: bytes | None = None
     producers: dict[bytes, tuple[int, int]] = field(default_factory=dict)
     used_ms: int = START_MS
+    ends: list[tuple[int, int]] = field(default_factory=lambda: [(0, 0)])
+    """Where the stream may be forked, and how many appends are before that."""
+    source_id: int | None = None
+    seam: int = 0
+    soft_deleted: bool = False
 
     def copy(self) -> "Expected":
         """A copy that does not change with this one."""
-        return replace(self, producers=dict(self.producers))
+        return replace(self, producers=dict(self.producers), ends=list(self.ends))
 
 
 State = dict[bytes, Expected]
@@ -85,7 +93,11 @@ class Workload:
         """One change of some stream. Raises `CommitError` when the store takes none."""
         path = self.chance.choice(PATHS)
         stream = self.accepted.get(path)
-        if stream is None:
+        if stream is not None and stream.soft_deleted:
+            assert engine.create(self.store, path).kind is Kind.SOFT_DELETED
+        elif stream is None and self.chance.random() < 0.5 and self.live():
+            self.fork(path, self.chance.choice(self.live()))
+        elif stream is None:
             self.create(path)
         elif self.chance.random() < (0.4 if stream.closed else 0.08):
             self.delete(path)
@@ -106,6 +118,33 @@ class Workload:
         stream.stream_id = outcome.stream.id
         self.accepted[path] = stream
 
+    def live(self) -> list[bytes]:
+        """The paths of streams that were not deleted."""
+        return [path for path, stream in self.accepted.items() if not stream.soft_deleted]
+
+    def fork(self, path: bytes, source_path: bytes) -> None:
+        """Fork a stream where one of its appends ends, sometimes with content."""
+        source = self.accepted[source_path]
+        seam, appends = self.chance.choice([*source.ends, source.ends[-1]])
+        ttl_s = self.chance.choice([None, 2_000])
+        stream = Expected(
+            0,
+            source.content_type,
+            source.ttl_s if ttl_s is None else ttl_s,
+            source.data[:seam],
+            appends,
+            used_ms=self.store.now_ms(),
+            ends=[end for end in source.ends if end[0] <= seam],
+            source_id=source.stream_id,
+            seam=seam,
+        )
+        body = self.body(stream, None) if self.chance.random() < 0.5 else b""
+        outcome = engine.fork(self.store, path, source_path, seam, ttl_s=ttl_s, body=body)
+        assert outcome.kind is Kind.CREATED
+        assert outcome.stream is not None
+        stream.stream_id = outcome.stream.id
+        self.accepted[path] = stream
+
     def body(self, stream: Expected, producer: Producer | None) -> bytes:
         """The next append's body, marked; its payload is added to what is expected."""
         mark = b"<%d" % stream.appends
@@ -116,10 +155,12 @@ class Workload:
         if stream.content_type != JSON:
             body = mark + b">" + filler
             stream.data += body
+            stream.ends.append((len(stream.data), stream.appends))
             return body
         messages = [b'"%b>%b"' % (mark, filler)]
         messages += [b'{"n":%d}' % number for number in range(self.chance.randint(0, 3))]
         stream.data += b"".join(message + b"," for message in messages)
+        stream.ends.append((len(stream.data), stream.appends))
         return b"[" + b", ".join(messages) + b"]"
 
     def append(self, path: bytes, stream: Expected) -> None:
@@ -164,9 +205,21 @@ class Workload:
         stream.used_ms = self.store.now_ms()
 
     def delete(self, path: bytes) -> None:
-        """Delete a stream."""
+        """Delete a stream, and what was only kept for it."""
         assert engine.delete(self.store, path).kind is Kind.DELETED
-        del self.accepted[path]
+        end: bytes | None = path
+        while end is not None:
+            stream = self.accepted[end]
+            if stream.stream_id in [other.source_id for other in self.accepted.values()]:
+                stream.soft_deleted = True
+                return
+            del self.accepted[end]
+            kept = [
+                at
+                for at, other in self.accepted.items()
+                if other.stream_id == stream.source_id and other.soft_deleted
+            ]
+            end = kept[0] if kept else None
 
     def touch(self, path: bytes) -> None:
         """Begin a read."""
@@ -203,6 +256,8 @@ def check_store(store: ManualStore, state: State) -> None:
     acknowledged_is_present(store, state)
     deleted_stays_deleted(store, state)
     for path, expected in state.items():
+        if expected.soft_deleted:
+            continue
         content = engine.content(store, path, limit_bytes=700)
         bytes_identical(content, expected)
         exactly_once(content, expected)
@@ -215,6 +270,8 @@ def check_store(store: ManualStore, state: State) -> None:
 def acknowledged_is_present(store: Store, state: State) -> None:
     """Every stream that was acknowledged is there, with all it was told to hold."""
     for path, expected in state.items():
+        if expected.soft_deleted:
+            continue
         stream = engine.visible(store, path)
         assert stream is not None, f"{path!r} is lost"
         assert stream.id == expected.stream_id, "another incarnation is there"
@@ -223,9 +280,13 @@ def acknowledged_is_present(store: Store, state: State) -> None:
 
 
 def deleted_stays_deleted(store: Store, state: State) -> None:
-    """What was deleted, or never acknowledged as created, is not there, in neither view."""
+    """What was deleted, or never acknowledged as created, is not there, in neither view; of what is
+    kept for forks that is told."""
     for path in PATHS:
-        if path not in state:
+        expected = state.get(path)
+        kept = expected is not None and expected.soft_deleted
+        assert engine.is_soft_deleted(store, path) == kept
+        if expected is None or kept:
             assert engine.visible(store, path) is None
             assert engine.find(store, path) is None
 
@@ -240,7 +301,7 @@ def seen(store: Store) -> Seen:
     for path in PATHS:
         try:
             stream = store.visible(path)
-        except (NotResident, Unsettled):
+        except (NotResident, Unsettled, SoftDeleted):
             continue
         if stream is not None:
             found[path] = (stream.id, stream.durable_tail)
@@ -251,7 +312,8 @@ def no_reader_saw_what_is_gone(store: Store, state: State, readers: Seen) -> Non
     """What a reader was shown before the crash is there after it, unless it was deleted since."""
     for path, (stream_id, tail) in readers.items():
         expected = state.get(path)
-        if expected is not None and expected.stream_id == stream_id:
+        gone = expected is None or expected.soft_deleted
+        if expected is not None and not gone and expected.stream_id == stream_id:
             assert engine.seen(store, path).durable_tail >= tail
 
 
@@ -286,7 +348,7 @@ def producer_state_agrees_with_data(
     stream = engine.seen(store, path)
     assert stream.stream_seq == expected.stream_seq
     in_data: dict[bytes, tuple[int, int]] = {}
-    for mark in MARK.finditer(content):
+    for mark in MARK.finditer(content, expected.seam):
         if mark[2]:
             in_data[mark[2]] = (int(mark[3]), int(mark[4]))
     for identity in (b"p", b"q"):
@@ -318,5 +380,6 @@ def index_agrees_with_log(store: Store, scratch: Path) -> None:
         if table != "state":
             found = list(store._index.entries(table))
             assert found == list(rebuilt.entries(table)), f"table {table} differs from the log"
+    family_is_whole(rebuilt)
     rebuilt.close()
     shutil.rmtree(scratch)
