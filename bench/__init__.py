@@ -9,15 +9,16 @@
 - `targets`, `node/`: which servers can be measured
 - `servers`: starting, stopping and killing them
 - `yardsticks`: what is no server of the protocol, measured beside them
-- `processes`: what the kernel says about a server's CPU time and memory
+- `processes`, `memory`: what the kernel says about a server's CPU time and memory
 - `scenarios`: the table of what can be measured
 - `load`, `generator`: the load generator, a process of its own, so that its CPU time is not the
   server's
-- `append`, `producer`, `reading`, `wrk`, `mixed`, `fanout`: what the generator does in a scenario
+- `append`, `producer`, `reading`, `wrk`, `mixed`, `fanout`, `wake`, `idle`, `slow`: what the
+  generator does in a scenario
 - `many_streams`, `restart`: scenarios of several phases, or several servers
 - `scattered`, `pipeline`: working on very many streams
 - `loops`: how operations follow each other: in a closed loop, or at a fixed rate
-- `connections`, `catchup`, `followers`: connections that append, read, and follow live
+- `connections`, `catchup`, `followers`, `readers`: connections that append, read, and follow live
 - `measure`: what generator and report tell each other; the measured window
 - `wire`: as much HTTP and SSE as the generator must read
 

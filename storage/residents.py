@@ -13,10 +13,13 @@ from storage.family import Origin
 from storage.index import StreamMeta
 from storage.limits import Limits
 from storage.record import Producer
-from storage.state import Run, Stream, StreamConfig
+from storage.state import Run, Stream, stream_config
 
 RUN_OVERHEAD_BYTES = 512
 SWEEP_STREAMS = 5_000
+ROOM_STEP = 128
+"""How many newcomers there are between two looks at who could go."""
+EVICTED_REMEMBERED_MAX = 8_192
 
 
 class Loaded(NamedTuple):
@@ -61,8 +64,11 @@ class Residents:
         self._limits = limits
         self._streams: dict[bytes, Stream] = {}
         self._absent: dict[bytes, None] = {}
+        self._newcomers = 0
         self.evicted = 0
-        """How many streams were forgotten: what was loaded before the last one may be outdated."""
+        """How many streams were forgotten."""
+        self._evicted_at: dict[bytes, int] = {}
+        """The count at which each of the last of them was, the oldest first."""
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -113,9 +119,31 @@ class Residents:
                 self.put(stream)
             source = stream
 
+    def outdated(self, loaded: Loaded) -> bool:
+        """Whether any stream of what was loaded may have been here, and have changed, since."""
+        if loaded.evicted == self.evicted:
+            return False
+        if loaded.evicted < self.evicted - len(self._evicted_at):
+            return True
+        paths = [loaded.path, *(meta.path for _, meta in loaded.chain)]
+        return any(self._evicted_at.get(path, 0) > loaded.evicted for path in paths)
+
+    def make_room(self, now_ms: int, indexed_sequence: int) -> None:
+        """Somebody new is here: if there are too many, look at two others for each newcomer.
+
+        Never at the newest ones: whoever was just admitted is about to be asked for.
+        """
+        self._newcomers += 1
+        if self._newcomers >= ROOM_STEP and len(self._streams) > self._limits.resident_streams_max:
+            self._newcomers = 0
+            self._visit(min(2 * ROOM_STEP, len(self._streams) // 2), now_ms, indexed_sequence)
+
     def evict(self, now_ms: int, indexed_sequence: int) -> None:
         """Look at some streams, the longest unvisited first, and forget those that can be."""
-        for path in list(islice(self._streams, SWEEP_STREAMS)):
+        self._visit(SWEEP_STREAMS, now_ms, indexed_sequence)
+
+    def _visit(self, count: int, now_ms: int, indexed_sequence: int) -> None:
+        for path in list(islice(self._streams, count)):
             stream = self._streams.pop(path)
             wanted = stream.live_readers or stream.resident_forks
             if stream.last_sequence > indexed_sequence or wanted:
@@ -128,7 +156,7 @@ class Residents:
             if ended or idle or (crowded and not len(stream.runs)):
                 stream.runs.clear()
                 self._pin(stream, -1)
-                self.evicted += 1
+                self._note_evicted(path)
             else:
                 self._streams[path] = stream
 
@@ -138,6 +166,13 @@ class Residents:
         if stream is not None and stream.origin is not None:
             stream.origin.source.resident_forks += change
 
+    def _note_evicted(self, path: bytes) -> None:
+        self.evicted += 1
+        self._evicted_at.pop(path, None)
+        self._evicted_at[path] = self.evicted
+        if len(self._evicted_at) > EVICTED_REMEMBERED_MAX:
+            del self._evicted_at[next(iter(self._evicted_at))]
+
     def _note_absent(self, path: bytes) -> None:
         self._absent[path] = None
         if len(self._absent) > self._limits.known_absent_max:
@@ -146,7 +181,7 @@ class Residents:
 
 def _revive(stream_id: int, meta: StreamMeta, source: Stream | None, now_ms: int) -> Stream:
     """A stream as the index has it: accepted, durable and indexed state are one."""
-    config = StreamConfig(meta.content_type, meta.ttl_s, meta.expires_ms)
+    config = stream_config(meta.content_type, meta.ttl_s, meta.expires_ms)
     stream = Stream(stream_id, meta.path, config, meta.created_ms)
     stream.root = meta.root
     stream.tail = stream.durable_tail = meta.tail

@@ -199,9 +199,11 @@ class Store:
         While it was on its way the stream may have been loaded otherwise, changed and evicted
         again, so after any eviction the index is asked once more. Raises as `load` does.
         """
-        if loaded.evicted != self._residents.evicted:
+        if self._residents.outdated(loaded):
             loaded = self.load(loaded.path)
-        self._residents.admit(loaded, self.now_ms())
+        now_ms = self.now_ms()
+        self._residents.admit(loaded, now_ms)
+        self._residents.make_room(now_ms, self._backlog.indexed_sequence)
 
     def load_producer(self, stream: Stream, producer_id: bytes) -> tuple[int, int] | None:
         """Ask the index for a producer's epoch and seq. Any thread. Raises `CorruptData`."""
