@@ -16,7 +16,7 @@ Left out: counting and collecting (`storage.accept`), reading (`storage.stitchin
 from typing import NamedTuple
 
 from storage.record import EXPIRES_ASKED, OFFSET_ASKED, TTL_ASKED, Fork
-from storage.state import Stream, StreamConfig
+from storage.state import Stream, StreamConfig, stream_config
 
 
 class Asked(NamedTuple):
@@ -69,7 +69,7 @@ def fork_config(asked: Asked, source: StreamConfig) -> StreamConfig:
     ttl_s, expires_ms = asked.ttl_s, asked.expires_ms
     if ttl_s is None and expires_ms is None:
         ttl_s, expires_ms = source.ttl_s, source.expires_ms
-    return StreamConfig(asked.content_type or source.content_type, ttl_s, expires_ms)
+    return stream_config(asked.content_type or source.content_type, ttl_s, expires_ms)
 
 
 def same_fork(stream: Stream, asked: Asked) -> bool:

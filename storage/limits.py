@@ -24,7 +24,7 @@ class Limits:
     gathered_bytes_max: int = 32 << 20
     """Chunks put together from many places, remembered as a whole."""
     open_segments_max: int = 64
-    resident_streams_max: int = 200_000
+    resident_streams_max: int = 50_000
     """Idle streams above this are evicted at once, others after `idle_ms`."""
     idle_ms: int = 60_000
     known_absent_max: int = 10_000

@@ -10,6 +10,7 @@ Left out: reading and writing. `storage.store` applies what is decided here.
 import enum
 from bisect import bisect_right
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from storage.errors import CommitError, FramingError, TooManyMessages
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 GRAIN_MS_MIN = 4_000
 GRAIN_MS_MAX = 60_000
+CONFIGS_MAX = 1_024
 
 
 class StreamConfig:
@@ -44,6 +46,14 @@ class StreamConfig:
             other.ttl_s,
             other.expires_ms,
         )
+
+
+@lru_cache(CONFIGS_MAX)
+def stream_config(
+    content_type: str, ttl_s: int | None = None, expires_ms: int | None = None
+) -> StreamConfig:
+    """A configuration; one object for all streams in memory that are created alike."""
+    return StreamConfig(content_type, ttl_s, expires_ms)
 
 
 class Run:
@@ -131,6 +141,10 @@ class RunList:
         return found
 
 
+NO_RUNS = RunList()
+"""What most streams have. It stays empty: whoever adds the first one makes a list for it."""
+
+
 class Stream:
     """One incarnation of a stream. Attributes are read-only outside `storage`."""
 
@@ -198,7 +212,7 @@ class Stream:
         self.origin: Origin | None = None
         self.resident_forks = 0
         """Streams in memory whose `origin` points here: they keep this one there."""
-        self.runs = RunList()
+        self.runs = NO_RUNS
         self.deadline_ms: int | None = None
         self.persisted_deadline_ms: int | None = None
         self.deadline_sequence = 0
@@ -249,6 +263,12 @@ class Stream:
         self.producer_count = producer_count
         if producer_id is not None:
             self.producers[producer_id] = known
+
+    def add_run(self, run: Run) -> None:
+        """Remember where its newest payload is."""
+        if self.runs is NO_RUNS:
+            self.runs = RunList()
+        self.runs.append(run)
 
     def restore_tail(self, tail: int, last_sequence: int) -> None:
         """Take plain appends back, which change nothing else."""

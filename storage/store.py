@@ -197,7 +197,7 @@ class Store:
         """Take in what `load` found: look-ups of its path are answered from now on.
 
         While it was on its way the stream may have been loaded otherwise, changed and evicted
-        again, so after any eviction the index is asked once more. Raises as `load` does.
+        again, so then the index is asked once more. Raises as `load` does.
         """
         if self._residents.outdated(loaded):
             loaded = self.load(loaded.path)
@@ -326,6 +326,7 @@ class Store:
         self._open.undo.append((self._residents.put_back, (path, existing)))
         self._residents.put(stream)
         accept_create(self._open, stream, framed, closed, now_ms)
+        self._residents.make_room(now_ms, self._backlog.indexed_sequence)
         return self._resting(Outcome(Kind.CREATED, stream))
 
     def existing(self, path: bytes, asked: StreamConfig | Asked, closed: bool) -> Outcome | None:
@@ -500,7 +501,7 @@ class Store:
         self._log.advance(placement, encoded.size_bytes, batch.sequence, encoded.checksum)
         self._durable_sequence = batch.sequence
         for run in sealed.runs:
-            run.stream.runs.append(run)
+            run.stream.add_run(run)
         self._cache.add(sealed.runs, self._backlog.indexed_sequence)
         woken = []
         for stream, tail, closed, deleted, soft_deleted in sealed.effects:

@@ -22,7 +22,7 @@ from durable_streamsd.core.paths import STREAM_ROOT, quote_path
 from durable_streamsd.core.problems import Code, Problem
 from storage.errors import NotResident
 from storage.framing import is_heavy, try_frame
-from storage.state import Kind, Outcome, StreamConfig
+from storage.state import Kind, Outcome, StreamConfig, stream_config
 
 __all__ = ["create"]
 
@@ -41,7 +41,7 @@ async def create(request: Request, path: bytes, context: Context) -> Response:
         outcome = await decide_fork(path, asked, request, context)
     else:
         content_type = parse_content_type(headers.get(b"content-type", DEFAULT_CONTENT_TYPE))
-        config = StreamConfig(content_type, ttl_s, expires_ms)
+        config = stream_config(content_type, ttl_s, expires_ms)
         outcome = await _decide(path, config, request, context)
     if outcome.batch is not None:
         await Durable(outcome.batch)
