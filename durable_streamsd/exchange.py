@@ -265,7 +265,7 @@ class Exchange(Timed):
                     self.share = size
                     return True
             case Resident():
-                services.loader.wait(effect.path, self)
+                return services.loader.look_up(effect.path, self)
             case Offload():
                 services.workers.submit(effect.call, self)
             case Room():

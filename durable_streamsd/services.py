@@ -17,6 +17,7 @@ import asyncio
 import logging
 import socket
 import struct
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -49,6 +50,8 @@ __all__ = [
 
 WORKERS_MAX = 4
 LOOKUPS_PER_HOP_MAX = 64
+QUICK_S = 0.000_5
+COLD_S = 1.0
 ANSWERS_PER_TURN_BYTES_MAX = 1 << 20
 """Of large answers begun in one turn of the loop; one more answer may pass it."""
 PAUSE_S = 0.001
@@ -93,7 +96,12 @@ class Workers:
 
 
 class Loader:
-    """Looks streams up in the index: one look-up per path in flight, many paths per thread hop.
+    """Looks streams up in the index: at once, as long as that is quick, otherwise in a thread.
+
+    A look-up of pages that are in memory takes 5 µs, and a thread's is ten times as much: so it is
+    made on the loop, until one that took longer than `QUICK_S` shows that pages have to come from
+    the disk. For `COLD_S` from then on threads wait for them, and the loop does not. In a thread,
+    there is one look-up per path in flight, and many paths are looked up in a hop.
 
     Those who wait for a path resume in the order in which they came, in the callback that admits
     it: the store evicts nothing within a callback, so the requests of one stream stay in order.
@@ -105,17 +113,31 @@ class Loader:
         self._waiters: dict[bytes, list[Resumable]] = {}
         self._queued: deque[bytes] = deque()
         self._in_flight: list[bytes] = []
+        self.cold_until_s = 0.0
+        """Before this (`time.monotonic`) no look-up is made on the loop."""
 
-    def wait(self, path: bytes, waiter: Resumable) -> None:
-        """Resume `waiter` once `path` is resident; fail it with what `Store.load` raised."""
+    def look_up(self, path: bytes, waiter: Resumable) -> bool:
+        """True if `path` is resident now.
+
+        Otherwise resume `waiter` once it is, or fail it with what `Store.load` raised.
+        """
         waiters = self._waiters.get(path)
         if waiters is not None:
             waiters.append(waiter)
-            return
+            return False
+        began_s = time.monotonic()
+        if began_s >= self.cold_until_s:
+            admitted = self._admit(self._look_up(path)) is None
+            ended_s = time.monotonic()
+            if ended_s - began_s > QUICK_S:
+                self.cold_until_s = ended_s + COLD_S
+            if admitted:
+                return True
         self._waiters[path] = [waiter]
         self._queued.append(path)
         if not self._in_flight:
             self._hop()
+        return False
 
     def _hop(self) -> None:
         count = min(len(self._queued), LOOKUPS_PER_HOP_MAX)
@@ -135,16 +157,22 @@ class Loader:
         paths = self._in_flight
         self._hop()
         for path, loaded in zip(paths, result, strict=True):
-            if not isinstance(loaded, Exception):
-                try:
-                    self._store.admit(loaded)
-                except Exception as error:
-                    loaded = error
+            error = self._admit(loaded)
             for waiter in self._waiters.pop(path):
-                if isinstance(loaded, Exception):
-                    waiter.fail(loaded)
+                if error is not None:
+                    waiter.fail(error)
                 else:
                     waiter.resume(None)
+
+    def _admit(self, loaded: Loaded | Exception) -> Exception | None:
+        """Take in what was looked up, or say why that cannot be."""
+        if isinstance(loaded, Exception):
+            return loaded
+        try:
+            self._store.admit(loaded)
+        except Exception as error:
+            return error
+        return None
 
     def fail(self, error: Exception) -> None:
         """A hop could not even begin."""

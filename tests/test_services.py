@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from typing import cast
 
@@ -54,15 +56,19 @@ class StandIn:
             raise CorruptData("index", 1, "for the test")
 
 
-def with_loader(scenario: Callable[[StandIn, Loader], Awaitable[None]]) -> StandIn:
-    """Run a scenario with a loader on a stand-in store."""
+def with_loader(
+    scenario: Callable[[StandIn, Loader], Awaitable[None]], *, cold: bool = True
+) -> StandIn:
+    """Run a scenario with a loader on a stand-in store whose look-ups are slow, or are not."""
     store = StandIn()
 
     async def main() -> None:
         workers = Workers(asyncio.get_running_loop())
         try:
             async with asyncio.timeout(20):
-                await scenario(store, Loader(cast(Store, store), workers))
+                loader = Loader(cast(Store, store), workers)
+                loader.cold_until_s = math.inf if cold else 0.0
+                await scenario(store, loader)
         finally:
             store.may_load.set()
             workers.stop()
@@ -77,7 +83,7 @@ def test_one_look_up_per_path_and_waiters_in_order() -> None:
 
     async def scenario(store: StandIn, loader: Loader) -> None:
         for number, path in enumerate((b"a", b"b", b"a", b"c", b"b", b"a")):
-            loader.wait(path, Waiter(f"{path.decode()}{number}", told))
+            loader.look_up(path, Waiter(f"{path.decode()}{number}", told))
         store.may_load.set()
         while len(told) < 6:
             await asyncio.sleep(0)
@@ -95,10 +101,10 @@ def test_a_failed_look_up_is_told_to_its_waiters_only() -> None:
     async def scenario(store: StandIn, loader: Loader) -> None:
         store.may_load.set()
         for path in (b"first", b"bad", b"good", b"bad to admit", b"bad"):
-            loader.wait(path, Waiter(path.decode(), told))
+            loader.look_up(path, Waiter(path.decode(), told))
         while len(told) < 5:
             await asyncio.sleep(0)
-        loader.wait(b"bad", Waiter("again", told))
+        loader.look_up(b"bad", Waiter("again", told))
         while len(told) < 6:
             await asyncio.sleep(0)
 
@@ -111,6 +117,42 @@ def test_a_failed_look_up_is_told_to_its_waiters_only() -> None:
         "first",
         "good",
     ]
+
+
+def test_a_quick_look_up_is_made_at_once() -> None:
+    """Nobody waits for what is in memory; a failure is told as from a thread, and asked again."""
+    told: list[str] = []
+
+    async def scenario(store: StandIn, loader: Loader) -> None:
+        store.may_load.set()
+        assert loader.look_up(b"a", Waiter("a", told))
+        assert store.admitted == [b"a"]
+        assert not loader.look_up(b"bad", Waiter("bad", told))
+        while not told:
+            await asyncio.sleep(0)
+
+    with_loader(scenario, cold=False)
+    assert told == ["bad CorruptData"]
+
+
+def test_after_a_slow_look_up_the_loop_makes_none() -> None:
+    """One that had to wait for the disk is the last that holds the loop up, for a while."""
+    told: list[str] = []
+
+    async def scenario(store: StandIn, loader: Loader) -> None:
+        slow = threading.Timer(0.05, store.may_load.set)
+        slow.start()
+        before_s = time.monotonic()
+        assert loader.look_up(b"slow", Waiter("slow", told))
+        assert loader.cold_until_s > before_s
+        store.may_load.clear()
+        assert not loader.look_up(b"next", Waiter("next", told))
+        store.may_load.set()
+        while not told:
+            await asyncio.sleep(0)
+
+    with_loader(scenario, cold=False)
+    assert told == ["next"]
 
 
 def test_room_is_given_in_order_and_only_while_there_is_some() -> None:
