@@ -10,7 +10,8 @@ from storage.limits import Limits
 from storage.pending import Sealed
 from storage.state import Stream
 
-INDEX_INTERVAL_MS = 1_000
+INDEX_INTERVAL_MS = 5_000
+"""The pages of a stream are written again in each step that has anything of it: the rarer, the less."""
 
 
 class Unindexed(NamedTuple):

@@ -49,11 +49,17 @@ class TailCache:
         size = self._bytes + len(runs) * RUN_OVERHEAD_BYTES
         for run in runs:
             size += run.end - run.start
-        while size > self._bytes_max:
-            oldest = kept.popleft()
-            size -= oldest.end - oldest.start + RUN_OVERHEAD_BYTES
-            oldest.data = None
-            oldest.stream.runs.drop(indexed_sequence)
+        if size > self._bytes_max:
+            # Somewhat more than necessary, so that each stream is looked at once for many runs.
+            goal = self._bytes_max - (self._bytes_max >> 6)
+            losers = {}
+            while size > goal and kept:
+                oldest = kept.popleft()
+                size -= oldest.end - oldest.start + RUN_OVERHEAD_BYTES
+                oldest.data = None
+                losers[oldest.stream] = None
+            for stream in losers:
+                stream.runs.drop(indexed_sequence)
         self._bytes = size
 
 

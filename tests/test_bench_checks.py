@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 import uvloop
-from bench.bodies import JsonBatches
-from bench.catchup import CatchUpReader
 from daemon import Daemon
 
 from bench.append import check_merged
+from bench.bodies import JsonBatches
+from bench.catchup import CatchUpReader
 from bench.connections import connect, until, watch
 from bench.measure import LoadError, Messages
 from bench.wire import Address, ChunkedBody, Client, Head, SizedBody, SseBody, parse_answer
