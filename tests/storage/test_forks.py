@@ -211,6 +211,39 @@ def test_a_source_cannot_be_evicted_under_its_fork(tmp_path: Path) -> None:
     store.close()
 
 
+@pytest.mark.parametrize("fork_expires_ms", [None, 60_000])
+def test_a_family_expires(tmp_path: Path, fork_expires_ms: int | None) -> None:
+    """What nobody asks for is reaped all the same, sources before their forks or with them."""
+    store = open_store(tmp_path, ROOMY)
+    now_ms = store.now_ms()
+    own_ms = None if fork_expires_ms is None else now_ms + fork_expires_ms
+    engine.create(store, b"s", expires_ms=now_ms + 1_000, body=b"abc")
+    engine.fork(store, b"f", b"s", 2, expires_ms=own_ms)
+    engine.fork(store, b"g", b"f", 1, ttl_s=5)
+    engine.commit(store)
+    engine.forget(store)
+    store.clock_ms += 2_000
+    store.tick(store.now_ms())
+    engine.commit(store)
+    engine.index_all(store)
+    kept = {meta.path: meta.kept for _, meta in store._index.streams()}
+    assert kept == {
+        b"s": 1 if own_ms is None else 2,
+        b"f": 1 if own_ms is None else None,
+        b"g": None,
+    }
+    assert engine.content(store, b"g") == b"a"
+    engine.forget(store)
+    store.clock_ms += 100_000
+    for _ in range(3):
+        store.tick(store.now_ms())
+        engine.commit(store)
+        engine.index_all(store)
+    assert list(store._index.streams()) == []
+    assert live_bytes(store) == 0
+    store.close()
+
+
 def bad_fork(store: Store, source_id: int, seam: int) -> None:
     """Commit the record of a fork that cannot be."""
     record = Record(
