@@ -123,6 +123,7 @@ class Residents:
             if stream is None:
                 stream = _revive(stream_id, meta, source, now_ms)
                 self.put(stream)
+            assert stream.id == stream_id
             source = stream
 
     def outdated(self, loaded: Loaded) -> bool:

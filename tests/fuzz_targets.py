@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TypeVar
 from zlib import crc32
 
+from durable_streamsd.core.forks import parse_fork
 from durable_streamsd.core.headers import (
     INTEGER_MAX,
     TIME_MS_MAX,
@@ -35,6 +36,7 @@ from durable_streamsd.core.headers import (
     parse_stream_seq,
     parse_ttl,
 )
+from durable_streamsd.core.listing import BadListing, parse_listing
 from durable_streamsd.core.offsets import NOW, START, Offset, format_offset, parse_offset
 from durable_streamsd.core.paths import PATH_BYTES_MAX, parse_path, quote_path
 from durable_streamsd.core.problems import Problem
@@ -53,6 +55,7 @@ from storage.batch import (
 )
 from storage.errors import FramingError, OpenError
 from storage.framing import Framing, frame, message_lengths, text_boundary
+from storage.listing import PAGE_STREAMS_MAX
 from storage.record import (
     Configuration,
     DecodeError,
@@ -463,6 +466,43 @@ def query(data: bytes) -> None:
         )
 
 
+def fork(data: bytes) -> None:
+    """A fork is asked for by a path and an offset of ours and a plain number, or not at all."""
+    parts = data.split(b"\n", 2)
+    names = (b"stream-forked-from", b"stream-fork-offset", b"stream-fork-sub-offset")
+    given = dict(zip(names, parts, strict=False))
+    asked = _accepted(lambda: parse_fork(given, None, None))
+    assert _accepted(lambda: parse_fork({**given, b"host": b"a"}, None, None)) == asked
+    if asked is None:
+        return
+    source = parts[0]
+    assert source.startswith(b"/v1/stream/")
+    assert parse_path(source.removeprefix(b"/v1/stream/")) == asked.source_path
+    assert parse_fork({names[0]: b"/v1/stream/" + quote_path(asked.source_path)}, 1, None)
+    if len(parts) > 1:
+        assert asked.offset == int(parts[1][17:])
+        assert asked.root == int(parts[1][:16])
+    if len(parts) > 2:
+        assert asked.sub_offset == _plain_integer(parts[2])
+
+
+def listing(data: bytes) -> None:
+    """A listing's query is read or refused, and what was read means the same when it is encoded."""
+    try:
+        prefix, after, limit = parse_listing(data)
+    except BadListing as refused:
+        assert str(refused).endswith(".")
+        return
+    assert 1 <= limit <= PAGE_STREAMS_MAX
+    fields = [(b"prefix", prefix), (b"limit", b"%d" % limit)]
+    if after is not None:
+        fields.append((b"after", after))
+    encoded = b"&".join(
+        name + b"=" + b"".join(b"%%%02X" % byte for byte in value) for name, value in fields
+    )
+    assert parse_listing(encoded) == (prefix, after, limit)
+
+
 _REQUEST_LINE = re.compile(rb"([A-Z-]+) +(\S+) +HTTP/1\.([01])")  # llhttp takes several spaces
 _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(.*?)[ \t]*", re.DOTALL)
 
@@ -624,6 +664,8 @@ TARGETS: dict[str, Target] = {
         times,
         path,
         query,
+        fork,
+        listing,
         request_head,
         chunked_body,
         chunked_round_trip,
@@ -680,6 +722,16 @@ def seeds(name: str) -> Iterator[bytes]:
             b"\xff",
             b"a",
         )
+    elif name == "fork":
+        yield from (
+            b"/v1/stream/a%2Fb\n0000000000000001_0000000000000042\n7", b"/v1/stream/", b"\n", b"%",
+            b"/v1/stream/a", b"__ds", b"?", b"#", b" ", b"-1", b"now", b"0", b"http://h", b"..",
+        )  # fmt: skip
+    elif name == "listing":
+        yield from (
+            b"prefix=a%2Fb&after=a%2Fb%2Fc&limit=10", b"prefix=", b"after=", b"limit=", b"1000",
+            b"1001", b"&", b"=", b"%", b"%00", b"%c3%a9", b"+", b"0", b"pre%66ix=",
+        )  # fmt: skip
     elif name == "request_head":
         yield from (
             b"\x01", b"\x02X: y\r\n",

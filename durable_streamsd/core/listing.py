@@ -31,7 +31,7 @@ from durable_streamsd.core.problems import Problem, reserved_error
 from durable_streamsd.core.snapshot import SMALL_ANSWER_BYTES
 from storage.listing import PAGE_STREAMS_MAX, Listed, Listing
 
-__all__ = ["LISTING_PATH", "list_streams"]
+__all__ = ["LISTING_PATH", "BadListing", "list_streams", "parse_listing"]
 
 LISTING_PATH: Final = b"__ds/streams"
 LIMIT_DEFAULT: Final = 100
@@ -41,7 +41,7 @@ ENTRY_BYTES_MAX: Final = 4 * PATH_BYTES_MAX + 1_024
 _LIMIT: Final = re.compile(rb"[1-9][0-9]{0,3}")
 
 
-class _Refused(Exception):
+class BadListing(Exception):
     """A parameter will not do."""
 
 
@@ -53,8 +53,8 @@ async def list_streams(request: Request, context: Context) -> Response:
         allow = allow_line("GET, HEAD, OPTIONS")
         return Response(405, (*refusal.headers, allow), refusal.body)
     try:
-        prefix, after, limit = _parse(request.query)
-    except _Refused as refused:
+        prefix, after, limit = parse_listing(request.query)
+    except BadListing as refused:
         return reserved_error(context.common, 400, "INVALID_REQUEST", str(refused))
     if limit * ENTRY_BYTES_MAX > SMALL_ANSWER_BYTES:
         await Hold(limit * ENTRY_BYTES_MAX)
@@ -62,7 +62,7 @@ async def list_streams(request: Request, context: Context) -> Response:
     return Response(200, (context.common, b"Content-Type: application/json\r\n", NO_STORE), body)
 
 
-def _parse(query: bytes) -> tuple[bytes, bytes | None, int]:
+def parse_listing(query: bytes) -> tuple[bytes, bytes | None, int]:
     """Prefix, after and limit; other parameters are ignored."""
     values: dict[bytes, bytes] = {}
     for field in query.split(b"&"):
@@ -70,11 +70,11 @@ def _parse(query: bytes) -> tuple[bytes, bytes | None, int]:
         name = unquote_to_bytes(name)
         if name in (b"prefix", b"after", b"limit"):
             if name in values:
-                raise _Refused(f"Pass {name.decode()} once.")
+                raise BadListing(f"Pass {name.decode()} once.")
             values[name] = value
     limit = unquote_to_bytes(values.get(b"limit", b"%d" % LIMIT_DEFAULT))
     if not _LIMIT.fullmatch(limit) or int(limit) > PAGE_STREAMS_MAX:
-        raise _Refused(f"Pass a limit from 1 to {PAGE_STREAMS_MAX}.")
+        raise BadListing(f"Pass a limit from 1 to {PAGE_STREAMS_MAX}.")
     prefix = _parse_path(values.get(b"prefix", b""), "prefix")
     after = _parse_path(values[b"after"], "after") if b"after" in values else None
     return prefix, after or None, int(limit)
@@ -85,7 +85,7 @@ def _parse_path(raw: bytes, name: str) -> bytes:
     try:
         return decode_path(raw)
     except Problem:
-        raise _Refused(
+        raise BadListing(
             f"Pass as {name} a stream path, or the beginning of one: UTF-8 without control "
             f"characters, percent-encoded once, at most {PATH_BYTES_MAX} bytes."
         ) from None

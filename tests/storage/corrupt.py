@@ -30,7 +30,9 @@ from typing import NamedTuple
 
 import engine
 from corrupt_lab import (
+    GONE,
     LIMITS,
+    USUAL,
     Lab,
     Layout,
     Missed,
@@ -58,7 +60,7 @@ def check_log_flip(lab: Lab, plan: Layout, name: str, position: int, mask: int) 
     """One flip in a segment of a directory whose index is complete. Raises `Wrong` and others.
 
     Void bytes do not matter. Any other flip is reported with its segment, at or before the place,
-    for payload with its stream; and no stream but that one is refused.
+    for payload with its stream; and no stream but that one and its forks is refused.
     """
     lab.flip(name, position, mask)
     segment = Path(name).name
@@ -82,8 +84,8 @@ def check_log_flip(lab: Lab, plan: Layout, name: str, position: int, mask: int) 
         ]
         if owner and first != Finding(segment, owner[0].start, owner[0].stream_id, first.reason):
             raise Wrong(f"verify names another block: {first}")
-        ids = {path: stream.stream_id for path, stream in lab.truth.items()}
-        if any(not owner or ids[path] != owner[0].stream_id for path in seen.refused):
+        ids = {path: (was.stream_id, was.source_id) for path, was in lab.truth.items()}
+        if any(not owner or owner[0].stream_id not in ids[path] for path in seen.refused):
             raise Wrong(f"reads are refused that did not need the byte: {seen.refused}")
     lab.restore()
 
@@ -127,7 +129,7 @@ class Apart:
     def __init__(self, lab: Lab) -> None:
         truth = {path.decode(): vars(stream) for path, stream in lab.truth.items()}
         self._child = subprocess.Popen(
-            [sys.executable, __file__, "child", str(lab.path), str(len(truth) - 5)],
+            [sys.executable, __file__, "child", str(lab.path), str(len(truth) - len(USUAL))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -152,7 +154,7 @@ def serve_child(path: Path, streams: int) -> None:
     """The process behind `Apart`: it takes the intact directory for the truth."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     store = open_store(path, LIMITS)
-    lab = Lab(path, state_of(store, streams), {}, [b"gone", b"never"])
+    lab = Lab(path, state_of(store, streams), {}, GONE)
     abandon(store)
     print(json.dumps(["ready"]), flush=True)
     for line in sys.stdin:

@@ -49,6 +49,8 @@ class Truth:
     stream_seq: bytes | None = None
     deadline_ms: int | None = None
     producers: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+    source_id: int = 0
+    """Of a fork: whose bytes it begins with."""
 
 
 @dataclass
@@ -133,8 +135,12 @@ def _fill(path: Path, streams: int) -> Lab:
     engine.create(store, b"until", JSON, expires_ms=START_MS + 3_600_000)
     engine.append(store, b"text", "grüße ".encode() * 12, producer=Producer(b"p", 0, 0))
     engine.append(store, b"json", b'["%b", 3, [4]]' % (b"long" * 40), stream_seq=b"01")
+    engine.create(store, b"kept", JSON, body=b'[1, "for a fork", 2]')
     engine.commit(store)
     engine.index_all(store)
+    engine.fork(store, b"fork", b"bytes", 60, 7, body=b"its own")
+    engine.fork(store, b"heir", b"kept", 17, ttl_s=700)
+    engine.append(store, b"kept", b'"nobody sees this"')
     for number in range(6):
         engine.append(store, b"bytes", bytes([number]) * (30 * number), stream_seq=b"%d" % number)
         engine.append(store, b"text", b"<%d>" % number, producer=Producer(b"q", 2, number))
@@ -143,6 +149,7 @@ def _fill(path: Path, streams: int) -> Lab:
     engine.append(store, b"json", b'"last"', producer=Producer(b"c", 1, 0), close=True)
     engine.delete(store, b"gone")
     engine.delete(store, b"again")
+    engine.delete(store, b"kept")
     engine.commit(store)
     _fill_more(store, streams)
     engine.create(store, b"again", BYTES, body=b"the second life")
@@ -150,6 +157,7 @@ def _fill(path: Path, streams: int) -> Lab:
     abandon(store)  # Its last batch is moved, and stays behind in its segment as void bytes.
     store = open_store(path, LIMITS)
     engine.append(store, b"bytes", b"tail" * 20)
+    engine.append(store, b"heir", b"[3]")
     engine.append(store, b"text", b"end", producer=Producer(b"p", 0, 1))
     engine.commit(store)
     before = state_of(store, streams)
@@ -158,7 +166,7 @@ def _fill(path: Path, streams: int) -> Lab:
     engine.commit(store)
     truth = state_of(store, streams)
     store.close()
-    return Lab(path, truth, before, [b"gone", b"never"])
+    return Lab(path, truth, before, GONE)
 
 
 def _fill_more(store: ManualStore, streams: int) -> None:
@@ -172,11 +180,14 @@ def _fill_more(store: ManualStore, streams: int) -> None:
             engine.index_all(store)
 
 
+USUAL = [b"bytes", b"text", b"json", b"again", b"until", b"fork", b"heir"]
+GONE = [b"gone", b"never", b"kept"]
+
+
 def state_of(store: ManualStore, streams: int) -> dict[bytes, Truth]:
     """What a store holds now, as it says itself before anything is damaged."""
     state = {}
-    paths = [b"bytes", b"text", b"json", b"again", b"until"]
-    for path in (*paths, *(b"more/%03d" % number for number in range(streams))):
+    for path in (*USUAL, *(b"more/%03d" % number for number in range(streams))):
         stream = engine.seen(store, path)
         state[path] = Truth(
             stream.id,
@@ -191,6 +202,7 @@ def state_of(store: ManualStore, streams: int) -> dict[bytes, Truth]:
                 for identity in identities(path, streams)
                 if (known := engine.producer(store, stream, identity)) is not None
             },
+            0 if stream.origin is None else stream.origin.source.id,
         )
     return state
 
@@ -221,7 +233,7 @@ def observe(lab: Lab, truth: dict[bytes, Truth] | None = None) -> Seen:
     try:
         for path, expected in (lab.truth if truth is None else truth).items():
             try:
-                check_stream(store, path, expected, identities(path, len(lab.truth) - 5))
+                check_stream(store, path, expected, identities(path, len(lab.truth) - len(USUAL)))
             except StorageError as error:
                 if not isinstance(error, CorruptData) and "run reindex" not in str(error):
                     raise

@@ -1,6 +1,7 @@
 """Forks on disk: what they cost, what they keep alive, and what no fork can be."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import engine
 import pytest
 from engine import BYTES, JSON, SMALL, TEXT, abandon, open_store
 from family_checks import family_is_whole
+from workload import Workload, check_store
 
 from storage.backup import backup
 from storage.directory import DataDirectory
@@ -209,6 +211,39 @@ def test_a_source_cannot_be_evicted_under_its_fork(tmp_path: Path) -> None:
     store.close()
 
 
+@pytest.mark.parametrize("fork_expires_ms", [None, 60_000])
+def test_a_family_expires(tmp_path: Path, fork_expires_ms: int | None) -> None:
+    """What nobody asks for is reaped all the same, sources before their forks or with them."""
+    store = open_store(tmp_path, ROOMY)
+    now_ms = store.now_ms()
+    own_ms = None if fork_expires_ms is None else now_ms + fork_expires_ms
+    engine.create(store, b"s", expires_ms=now_ms + 1_000, body=b"abc")
+    engine.fork(store, b"f", b"s", 2, expires_ms=own_ms)
+    engine.fork(store, b"g", b"f", 1, ttl_s=5)
+    engine.commit(store)
+    engine.forget(store)
+    store.clock_ms += 2_000
+    store.tick(store.now_ms())
+    engine.commit(store)
+    engine.index_all(store)
+    kept = {meta.path: meta.kept for _, meta in store._index.streams()}
+    assert kept == {
+        b"s": 1 if own_ms is None else 2,
+        b"f": 1 if own_ms is None else None,
+        b"g": None,
+    }
+    assert engine.content(store, b"g") == b"a"
+    engine.forget(store)
+    store.clock_ms += 100_000
+    for _ in range(3):
+        store.tick(store.now_ms())
+        engine.commit(store)
+        engine.index_all(store)
+    assert list(store._index.streams()) == []
+    assert live_bytes(store) == 0
+    store.close()
+
+
 def bad_fork(store: Store, source_id: int, seam: int) -> None:
     """Commit the record of a fork that cannot be."""
     record = Record(
@@ -258,6 +293,42 @@ def test_forks_that_cannot_be(tmp_path: Path, source_id: int, seam: int, what: s
     assert finding.position
     with pytest.raises(OpenError, match=what):
         open_store(path, ROOMY)
+
+
+def test_the_log_cut_within_the_ends_of_a_family(tmp_path: Path) -> None:
+    """Wherever the log is cut, forks and what is kept for them are those of a whole batch."""
+    work = Workload(open_store(tmp_path / "data", ROOMY), 1)
+    store = work.store
+    work.create(b"log")
+    work.append(b"log", work.accepted[b"log"])
+    for path, source in ((b"once", b"log"), (b"chat/1", b"once"), (b"chat/2", b"log")):
+        assert work.commit() is None
+        work.fork(path, source)
+    starts = []
+    for path in (b"log", b"once", b"chat/2", b"chat/1"):
+        assert work.commit() is None
+        starts.append(store._log.end.position)
+        work.delete(path)
+    assert work.accepted == {}, "the last of them takes all others along"
+    work.create(b"log")
+    assert work.commit() is None
+    engine.index_all(store)
+    abandon(store)
+    (segment,) = engine.segment_files(tmp_path / "data")
+    data = segment.read_bytes()
+    shutil.rmtree(tmp_path / "data" / "index")
+    seen = set()
+    for cut in range(starts[0], len(data) + 1):
+        copy = tmp_path / "cut"
+        shutil.copytree(tmp_path / "data", copy)
+        (copy / "segments" / segment.name).write_bytes(data[:cut])
+        store = open_store(copy, ROOMY, clock_ms=work.store.clock_ms)
+        seen.add(store.recovered.end.sequence)
+        check_store(store, work.states[store.recovered.end.sequence])
+        family_is_whole(store._index)
+        abandon(store)
+        shutil.rmtree(copy)
+    assert len(seen) == 5
 
 
 def test_dump_shows_forks(tmp_path: Path) -> None:
