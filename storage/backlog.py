@@ -11,7 +11,7 @@ from storage.pending import Sealed
 from storage.state import Stream
 
 INDEX_INTERVAL_MS = 5_000
-"""The pages of a stream are written again in each step that has anything of it: the rarer, the less."""
+"""Each step writes the pages of the streams in it again: the rarer, the less is written."""
 
 
 class Unindexed(NamedTuple):

@@ -279,7 +279,9 @@ def run_bytes(blocks: bytes) -> int:
     return total
 
 
-def damaged_block(seed: int, stream_id: int, start: int, blocks: bytes, data: bytes) -> int | None:
+def damaged_block(
+    seed: int, stream_id: int, start: int, blocks: bytes, data: bytes | bytearray
+) -> int | None:
     """Where in `data`, a whole run or some of its blocks, the first damaged block begins."""
     if len(blocks) == BLOCK.size:  # as most runs have it, and this is done for each
         length, checksum = BLOCK.unpack(blocks)

@@ -87,14 +87,14 @@ def try_frame(framing: Framing, body: bytes) -> Framed | FramingError:
         return error
 
 
-def message_lengths(data: bytes) -> list[int]:
+def message_lengths(data: bytes | bytearray) -> list[int]:
     """The lengths of the messages, commas included, in stored JSON payload of whole messages.
 
     Raises `FramingError` if it is not that. What was accepted can always be told apart again: a
     reader whose stack has no room for the nesting counts brackets instead.
     """
     with contextlib.suppress(FramingError):
-        lengths = [len(message) + 1 for message in _split_array(b"[%b]" % data[:-1])]
+        lengths = [len(message) + 1 for message in _split_array(b"".join((b"[", data[:-1], b"]")))]
         if sum(lengths) == len(data) and (not data or data.endswith(b",")):
             return lengths
     return _count_brackets(data)
@@ -162,7 +162,7 @@ def _has_too_many(array: bytes) -> bool:
                     return True
 
 
-def _count_brackets(data: bytes) -> list[int]:
+def _count_brackets(data: bytes | bytearray) -> list[int]:
     """`message_lengths` without recursion: a comma outside all brackets ends a message."""
     lengths = []
     depth = start = 0

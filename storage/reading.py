@@ -130,12 +130,12 @@ class Gathered:
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
         self._bytes = 0
-        self._chunks: OrderedDict[tuple[int, int, int], tuple[bytes, int]] = OrderedDict()
+        self._chunks: OrderedDict[tuple[int, int, int, bool], tuple[bytes, int]] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, snapshot: Snapshot) -> Chunk | None:
         """The chunk that a read of this snapshot gives, if it is here."""
-        key = (snapshot.stream_id, snapshot.offset, snapshot.limit_bytes)
+        key = (snapshot.stream_id, snapshot.offset, snapshot.limit_bytes, snapshot.more)
         with self._lock:
             found = self._chunks.get(key)
             if found is None:
@@ -153,7 +153,7 @@ class Gathered:
         size = len(chunk.data)
         if size > self._bytes_max // 4:
             return
-        key = (snapshot.stream_id, snapshot.offset, snapshot.limit_bytes)
+        key = (snapshot.stream_id, snapshot.offset, snapshot.limit_bytes, snapshot.more)
         with self._lock:
             older = self._chunks.pop(key, None)
             self._bytes += size - (len(older[0]) if older is not None else 0)
@@ -252,7 +252,7 @@ def _message_bytes(table: list[int], number: int) -> int:
     return size
 
 
-def join(snapshot: Snapshot, pieces: list[Piece], parts: list[bytes]) -> Chunk:
+def join(snapshot: Snapshot, pieces: list[Piece], parts: list[bytes | bytearray]) -> Chunk:
     """The chunk that `parts`, the pieces' whole blocks, make."""
     if not pieces:
         return Chunk(b"", snapshot.offset, snapshot.offset, False, False)
@@ -261,7 +261,8 @@ def join(snapshot: Snapshot, pieces: list[Piece], parts: list[bytes]) -> Chunk:
         if snapshot.framing is Framing.JSON:
             _check_boundary(parts[0], first)
         parts[0] = parts[0][first.skip :]
-    data = parts[0] if len(parts) == 1 else b"".join(parts)
+    only = parts[0] if len(parts) == 1 else None
+    data = only if isinstance(only, bytes) else b"".join(parts)
     end = snapshot.offset + len(data)
     if end > snapshot.tail:  # The last block goes on behind what a fork has of its source.
         data = data[: snapshot.tail - end]
@@ -275,7 +276,7 @@ def join(snapshot: Snapshot, pieces: list[Piece], parts: list[bytes]) -> Chunk:
     return Chunk(data, snapshot.offset, end, up_to_date, up_to_date and snapshot.closed)
 
 
-def _check_boundary(data: bytes, piece: Piece) -> None:
+def _check_boundary(data: bytes | bytearray, piece: Piece) -> None:
     """Refuse an offset inside a message. The first block's messages tell."""
     length, _ = BLOCK.unpack_from(piece.blocks)
     if not length & ENDS_MESSAGE:
@@ -304,7 +305,7 @@ class Reader:
     def quick(self, snapshot: Snapshot, runs: Sequence[Run | RunPlace]) -> Chunk | None:
         """The chunk, if all its bytes are in memory or in the page cache."""
         pieces = select(snapshot, runs)
-        parts = []
+        parts: list[bytes | bytearray] = []
         for piece in pieces:
             part = self._cached_part(snapshot, piece)
             if part is None:
@@ -340,7 +341,7 @@ class Reader:
             self._gathered.put(snapshot, chunk)
         return chunk
 
-    def _cached_part(self, snapshot: Snapshot, piece: Piece) -> bytes | None:
+    def _cached_part(self, snapshot: Snapshot, piece: Piece) -> bytes | bytearray | None:
         run = piece.run
         if isinstance(run, Run) and run.data is not None:
             return _slice(run.data, run, piece)
@@ -350,11 +351,13 @@ class Reader:
             data = read_cached(segment.fd, piece.skip + piece.size, position)
         except OSError as error:
             raise _unreadable(segment, position, error) from error
-        return None if data is None else self._verified(snapshot, piece, segment, data, position)
+        if data is not None:
+            self._verify(snapshot, piece, segment, data, position)
+        return data
 
-    def _parts(self, snapshot: Snapshot, pieces: Iterable[Piece]) -> list[bytes]:
+    def _parts(self, snapshot: Snapshot, pieces: Iterable[Piece]) -> list[bytes | bytearray]:
         """The pieces' whole blocks, checked, from memory or from disk."""
-        parts = []
+        parts: list[bytes | bytearray] = []
         segment: SegmentFile | None = None
         segment_id = 0
         for piece in pieces:
@@ -372,13 +375,18 @@ class Reader:
                 data = read_at(segment.fd, piece.skip + piece.size, position)
             except OSError as error:
                 raise _unreadable(segment, position, error) from error
-            parts.append(self._verified(snapshot, piece, segment, data, position))
+            self._verify(snapshot, piece, segment, data, position)
+            parts.append(data)
         return parts
 
     @staticmethod
-    def _verified(
-        snapshot: Snapshot, piece: Piece, segment: SegmentFile, data: bytes, position: int
-    ) -> bytes:
+    def _verify(
+        snapshot: Snapshot,
+        piece: Piece,
+        segment: SegmentFile,
+        data: bytes | bytearray,
+        position: int,
+    ) -> None:
         wrong = damaged_block(segment.seed, snapshot.stream_id, piece.start, piece.blocks, data)
         if wrong is not None:
             raise CorruptData(
@@ -387,7 +395,6 @@ class Reader:
                 f"the payload of stream {snapshot.stream_id} at its offset {piece.start + wrong} "
                 "is damaged",
             )
-        return data
 
 
 def _unreadable(segment: SegmentFile, position: int, error: OSError) -> CorruptData:

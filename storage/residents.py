@@ -52,7 +52,7 @@ class TailCache:
         if size > self._bytes_max:
             # Somewhat more than necessary, so that each stream is looked at once for many runs.
             goal = self._bytes_max - (self._bytes_max >> 6)
-            losers = {}
+            losers: dict[Stream, None] = {}
             while size > goal and kept:
                 oldest = kept.popleft()
                 size -= oldest.end - oldest.start + RUN_OVERHEAD_BYTES
