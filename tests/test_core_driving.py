@@ -12,7 +12,6 @@ from typing import Any, Self
 import pytest
 
 from durable_streamsd.core.context import Context, Options
-from durable_streamsd.core.direct import Deferred
 from durable_streamsd.core.effects import (
     Durable,
     Effect,
@@ -130,12 +129,11 @@ async def attempt_first(request: Request, context: Context) -> Response | None:
     target = b"%b?%b" % (request.path, request.query) if request.query else request.path
     direct = direct_of(request.method, target, request.headers)
     answer = direct.attempt(request.body, context) if direct is not None else None
-    if isinstance(answer, Deferred):
+    if answer is not None and answer.rests_on is not None:
         try:
-            await Durable(answer.batch)
+            await Durable(answer.rests_on)
         except CommitError as error:
             return failure(error, context)
-        return answer.response
     return answer or await dispatch(request, context)
 
 

@@ -8,7 +8,7 @@ producer, `Stream-Seq`, JSON. Nothing is answered before what the answer rests o
 from functools import partial
 
 from durable_streamsd.core.context import Context
-from durable_streamsd.core.direct import Deferred, Direct
+from durable_streamsd.core.direct import Direct
 from durable_streamsd.core.effects import Durable, Offload, Room
 from durable_streamsd.core.headers import (
     parse_media_type,
@@ -51,7 +51,7 @@ class DirectAppend(Direct):
         self._plain = plain
         self._change = change
 
-    def attempt(self, body: bytes, context: Context) -> Deferred | None:
+    def attempt(self, body: bytes, context: Context) -> Response | None:
         if not body:
             return None
         store = context.store
@@ -62,7 +62,7 @@ class DirectAppend(Direct):
             if stream is None:
                 return None
             tail = tail_lines(stream.root, stream.tail, closed=False)
-            return Deferred(store.open_batch, Response(204, (context.common, tail)))
+            return Response(204, (context.common, tail), None, store.open_batch)
         if change.media_type == "application/json" and is_heavy(Framing.JSON, body):
             return None
         change.body = body
@@ -75,7 +75,9 @@ class DirectAppend(Direct):
             return None
         if outcome.kind is not Kind.APPENDED or outcome.batch is None:
             return None
-        return Deferred(outcome.batch, _answer(outcome, change, context))
+        response = _answer(outcome, change, context)
+        response.rests_on = outcome.batch
+        return response
 
 
 def _parse(headers: dict[bytes, bytes], body: bytes) -> Append:

@@ -9,22 +9,14 @@ less like this.
 Left out: every refusal. It is not worth a second way.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from durable_streamsd.core.message import Response
-from storage.state import Batch
 
 if TYPE_CHECKING:
     from durable_streamsd.core.context import Context
 
-__all__ = ["Deferred", "Direct"]
-
-
-class Deferred(NamedTuple):
-    """An answer that may be told when `batch` is durable."""
-
-    batch: Batch
-    response: Response
+__all__ = ["Direct"]
 
 
 class Direct:
@@ -35,6 +27,9 @@ class Direct:
     def __init__(self, *, repeats: bool) -> None:
         self.repeats = repeats
 
-    def attempt(self, body: bytes, context: "Context") -> Response | Deferred | None:
-        """The answer to the request with this body; None if `dispatch` has to find it."""
+    def attempt(self, body: bytes, context: "Context") -> Response | None:
+        """The answer to the request with this body; None if `dispatch` has to find it.
+
+        If it `rests_on` a batch, it may be told when that is durable.
+        """
         raise NotImplementedError

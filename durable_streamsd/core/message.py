@@ -17,6 +17,8 @@ Left out: parsing of HTTP (the lanes), meaning of headers (`headers`, `query`, `
 from collections.abc import Iterable
 from http import HTTPStatus
 
+from storage.state import Batch
+
 __all__ = ["STATUS_LINES", "Frame", "Request", "Response", "SharedResponse"]
 
 STATUS_LINES: dict[int, bytes] = {
@@ -64,15 +66,23 @@ class Response:
     `headers` are blocks of complete header lines, without the lane's own (see the module).
     `body` is `None` when the answer must have neither body nor `Content-Length`: 204, 304, every
     answer to HEAD, and the head of an event stream (`effects.StartStream`). An empty `bytes` is a
-    body of length 0.
+    body of length 0. `rests_on` is the batch that must be durable before the answer is told, where
+    the core leaves that wait to the lane.
     """
 
-    __slots__ = ("body", "headers", "status")
+    __slots__ = ("body", "headers", "rests_on", "status")
 
-    def __init__(self, status: int, headers: Iterable[bytes], body: bytes | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        headers: Iterable[bytes],
+        body: bytes | None = None,
+        rests_on: Batch | None = None,
+    ) -> None:
         self.status = status
         self.headers = tuple(headers)
         self.body = body
+        self.rests_on = rests_on
 
     def encode(self, lane_lines: bytes) -> bytes:
         """The whole answer as HTTP/1.1 bytes, with the lane's own header lines put in."""

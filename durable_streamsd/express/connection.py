@@ -26,7 +26,6 @@ Left out: parsing (`head`, `body`); what to answer (core); TLS.
 import asyncio
 from typing import TYPE_CHECKING, Final, cast
 
-from durable_streamsd.core.direct import Deferred
 from durable_streamsd.core.message import Frame, Request, Response
 from durable_streamsd.core.problems import Code
 from durable_streamsd.core.router import dispatch, failure
@@ -310,13 +309,13 @@ class Connection(Exchange, asyncio.Protocol):
             except Exception:
                 self.crashed()
                 return
-            if isinstance(answer, Deferred):
-                self._deferred = answer.response
-                answer.batch.waiters.append(self.settled)
-                self.services.committer.kick()
-                return
             if answer is not None:
-                self.respond(answer)
+                if answer.rests_on is None:
+                    self.respond(answer)
+                else:
+                    self._deferred = answer
+                    answer.rests_on.waiters.append(self.settled)
+                    self.services.committer.kick()
                 return
         path, _, query = head.target.partition(b"?")
         request = Request(head.method, path, query, head.headers, body, "http", self._peer)
