@@ -24,10 +24,11 @@ function done(summary, latency, requests)
     wrong = wrong + thread:get("wrong")
   end
   local errors = summary.errors
-  local broken = errors.connect + errors.read + errors.write + errors.timeout
+  local cut = errors.connect + errors.read + errors.write
   print(string.format(
-    '{"requests":%d,"duration_us":%d,"wrong":%d,"broken":%d,"p50_us":%d,"p99_us":%d,"p999_us":%d}',
-    summary.requests, summary.duration, wrong, broken,
+    '{"requests":%d,"duration_us":%d,"wrong":%d,"cut":%d,"stalled":%d,'
+    .. '"p50_us":%d,"p99_us":%d,"p999_us":%d}',
+    summary.requests, summary.duration, wrong, cut, errors.timeout,
     latency:percentile(50), latency:percentile(99), latency:percentile(99.9)
   ))
 end

@@ -1,7 +1,7 @@
 """Small reads, made by wrk: a server answers them faster than Python can ask.
 
 wrk is an HTTP load generator in C. Its script (`wrk.lua`) compares each body with what the stream
-holds, which costs it a quarter of its speed and leaves it three times as fast as the servers.
+holds, at 0.4 µs each: so it reads 130,000/s from nginx, as many as if it did not look at them.
 It has one thread, like our own generator. Its percentiles are corrected for coordinated omission:
 an answer that takes longer than usual counts for the requests that its connection did not make.
 
@@ -32,8 +32,10 @@ class _Found(msgspec.Struct, forbid_unknown_fields=True):
     duration_us: int
     wrong: int
     """Answers with another status than 200, or another body."""
-    broken: int
-    """Connections that failed or were cut, and requests without an answer for too long."""
+    cut: int
+    """Connections that could not be opened, or failed."""
+    stalled: int
+    """Requests whose answer took longer than the generator waits for anything."""
     p50_us: int
     p99_us: int
     p999_us: int
@@ -73,7 +75,8 @@ async def read_small(job: Job) -> Measurement:
 def _run(job: Job, content: bytes, seconds: float) -> _Found:
     """Run wrk once, for whole seconds. Raises LoadError if any answer was wrong, or none came."""
     command = ["wrk", "--threads", "1", "--connections", str(job.sizes.connections)]
-    command += ["--duration", f"{max(1, round(seconds))}s", "--script", str(SCRIPT)]
+    command += ["--duration", f"{max(1, round(seconds))}s"]
+    command += ["--timeout", f"{round(job.sizes.stall_seconds_max)}s", "--script", str(SCRIPT)]
     command += [f"{job.url}/{job.run}?offset=-1", "--", content.decode()]
     seconds_max = seconds + job.sizes.stall_seconds_max
     try:
@@ -84,9 +87,10 @@ def _run(job: Job, content: bytes, seconds: float) -> _Found:
         found = msgspec.json.decode(done.stdout.splitlines()[-1], type=_Found)
     except (IndexError, msgspec.DecodeError):
         raise LoadError(f"wrk failed:\n{done.stdout}{done.stderr}") from None
-    if found.wrong or found.broken or not found.requests:
+    if found.wrong or found.cut or found.stalled or not found.requests:
         raise LoadError(
-            f"of {found.requests} reads {found.wrong} were wrong, {found.broken} broken"
+            f"of {found.requests} reads {found.wrong} were wrong and {found.stalled} stalled; "
+            f"{found.cut} connections failed"
         )
     return found
 

@@ -61,10 +61,12 @@ const operations = {
     const run = async () => {
       let at = offset
       let closed = false
+      let handed = () => {}
       const hand = (data, batch) => {
         at = batch.offset
         closed = batch.streamClosed
         tell("data", { data, offset: at })
+        handed()
       }
       while (!closed) {
         // The first request is a plain catch-up: the client goes live when that is up to date.
@@ -74,6 +76,8 @@ const operations = {
         else answer.subscribeBytes((batch) => hand(Buffer.from(batch.data).toString("base64"), batch))
         try {
           await answer.closed
+          // It may say so while the body of the last batch is still being read.
+          while (at !== answer.offset) await new Promise((resolve) => (handed = resolve))
         } catch (error) {
           tell("outage", { reason: String(error.cause ?? error) })
         }
