@@ -96,7 +96,13 @@ def _run(job: Job, content: bytes, seconds: float) -> _Found:
 
 
 def _server(job: Job) -> Usage | None:
-    return None if job.server_pid is None else usage(job.server_pid)
+    """What the server has used so far. Raises LoadError if it has ended."""
+    if job.server_pid is None:
+        return None
+    try:
+        return usage(job.server_pid)
+    except (FileNotFoundError, ProcessLookupError):
+        raise LoadError("the server ended during the measurement") from None
 
 
 def _generator_seconds() -> float:

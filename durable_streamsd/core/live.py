@@ -37,6 +37,7 @@ from durable_streamsd.core.snapshot import SMALL_ANSWER_BYTES, begin_read, limit
 from durable_streamsd.core.sse import HEARTBEAT, control_event, data_event, sendable_bytes
 from storage.errors import StorageError
 from storage.framing import Framing
+from storage.reading import Chunk, ColdRead
 from storage.state import Stream
 
 __all__ = ["follow", "long_poll"]
@@ -74,21 +75,37 @@ class Reader(Follower):
         self.cursor = max(self.cursor, current(self._context.store.now_ms()))
 
     def next_frame(self) -> Frame | None:
-        """What another reader at this place was sent just now; measured: 4 µs less for each."""
-        stream = self.stream
+        """The next event, if it is small and all there is to it is in memory.
+
+        Measured: with many readers 4 µs less for each than through the handler, with one 7.
+        """
+        context, stream = self._context, self.stream
         large = stream.durable_tail - self.sent > SMALL_ANSWER_BYTES
-        if stream.gone or stream.durable_closed or self._context.draining or large:
+        if stream.gone or stream.durable_closed or context.draining or large:
             return None
         self.turn_cursor()
-        limit = self._context.options.event_bytes_max
-        event = self._context.events.get(_event_key(self, limit))
-        if event is None or event.sent == self.sent:
+        limit = context.options.event_bytes_max
+        key = _event_key(self, limit)
+        event = context.events.get(key)
+        if event is None:
+            try:
+                chunk = context.store.read(stream, self.sent, limit)
+            except StorageError:
+                return None
+            if isinstance(chunk, ColdRead):
+                return None
+            event = _encode(self, chunk, key, context)
+        if event.sent == self.sent:
             return None
         self.has(event)
         return event.frame
 
 
-def _event_key(reader: Reader, limit: int) -> tuple[int, int, int, bool, int, int]:
+EventKey = tuple[int, int, int, bool, int, int]
+
+
+def _event_key(reader: Reader, limit: int) -> EventKey:
+    """Everything that the bytes of a reader's next event depend on."""
     stream = reader.stream
     tail, closed = stream.durable_tail, stream.durable_closed
     return stream.id, reader.sent, tail, closed, limit, reader.cursor
@@ -239,11 +256,17 @@ async def _read_event(reader: Reader, context: Context) -> Event:
     if event is not None:
         return event
     chunk = await read_chunk(context, stream, position, limit)
+    return _encode(reader, chunk, key, context)
+
+
+def _encode(reader: Reader, chunk: Chunk, key: EventKey, context: Context) -> Event:
+    """The event that brings a chunk to a reader; it is kept for others at the same place."""
+    stream = reader.stream
     framing = stream.config.framing
     data = chunk.data
     if framing is Framing.TEXT and not chunk.closed:
         data = data[: sendable_bytes(data, chunk.up_to_date)]
-    sent = position + len(data)
+    sent = reader.sent + len(data)
     token = format_offset(stream.root, sent)
     control = control_event(token, reader.cursor, chunk.up_to_date, chunk.closed)
     frame = Frame(data_event(framing, data), control) if data else Frame(control)
