@@ -42,8 +42,11 @@ from durable_streamsd.services import (
     Services,
     Workers,
 )
+from durable_streamsd.subscriptions.desk import Desk
+from durable_streamsd.subscriptions.runner import Runner
+from durable_streamsd.subscriptions.targets import Reach
 from durable_streamsd.wheel import Wheel
-from storage.errors import DirectoryLocked, OpenError, StorageError
+from storage.errors import CorruptData, DirectoryLocked, OpenError, StorageError
 from storage.indexer_process import IndexerProcess
 from storage.limits import Limits
 from storage.store import Store
@@ -122,7 +125,16 @@ class Daemon:
         self._services = services
         self._general = General(services)
         self._lane = Lane(services, self._general)
+        desk = services.desk
+        try:
+            left_over = desk.load()
+        except CorruptData as error:
+            print(f"durable-streamsd: {error}", file=sys.stderr)
+            self._store.close()
+            return EXIT_FAILED
         services.committer.start()
+        self._runner = Runner(services, desk)
+        self._runner.start(left_over)
         self._indexer.start(loop.call_soon_threadsafe)
         server = await loop.create_server(
             self._lane if self._settings.express_lane else self._general,
@@ -169,6 +181,7 @@ class Daemon:
         self._lane.drain()
         self._general.drain()
         services.hub.wake_all()
+        await self._runner.stop()
         try:
             async with asyncio.timeout(self._settings.drain_timeout_s):
                 await services.connections.none()
@@ -234,13 +247,17 @@ def build_services(
     )
     hub = Hub(loop)
     workers = Workers(loop)
+    desk = Desk(store, Reach(settings.webhook_targets))
+    context = Context(store, options)
+    context.subscriptions = desk
     return Services(
         settings=settings,
         store=store,
-        context=Context(store, options),
+        context=context,
         hub=hub,
         wheel=Wheel(loop),
-        committer=Committer(store, hub, loop, on_settled, _die),
+        committer=Committer(store, hub, loop, on_settled, _die, desk.committed),
+        desk=desk,
         workers=workers,
         loader=Loader(store, workers),
         room=Room(store),

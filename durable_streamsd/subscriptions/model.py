@@ -1,0 +1,137 @@
+"""One subscription: what it was configured with, its links with their cursors, what is pending.
+
+A link's cursor is the place up to which a worker has read: a position in the stream of a *root*
+(offset tokens tell incarnations apart). When another stream is at the path now, the cursor says
+nothing about it, and everything there is pending.
+
+A link is pending when its stream's durable tail is past its cursor. `pending` holds those links,
+the longest pending first, so that finding work costs nothing for links that have none.
+
+Left out: what a wake is (`wake`), where this is stored (`rows`), when anything happens (`runner`).
+"""
+
+import enum
+from typing import Final
+
+import msgspec
+
+from durable_streamsd.subscriptions.patterns import Pattern
+from durable_streamsd.subscriptions.wake import Wake
+
+__all__ = ["LINKS_MAX", "Configuration", "Cursor", "Kind", "Link", "Subscription"]
+
+LINKS_MAX: Final = 100_000
+"""Of one subscription. A stream that would be one more is not linked, and the log says so."""
+
+Cursor = tuple[int, int]
+"""Root and position; (0, 0) is before everything."""
+BEGINNING: Final[Cursor] = (0, 0)
+
+
+class Kind(enum.StrEnum):
+    """How workers are woken."""
+
+    WEBHOOK = "webhook"
+    PULL_WAKE = "pull-wake"
+
+
+class Configuration(msgspec.Struct, frozen=True, array_like=True):
+    """What a subscription was created with (protocol 6.2).
+
+    `digest` is of the request in normal form: a repeated PUT has the same. `base_url` is scheme and
+    authority of the URL that the client used, for URLs in deliveries. New fields go to the end,
+    with a default.
+    """
+
+    id: str
+    kind: Kind
+    digest: bytes
+    pattern: str | None
+    url: str | None
+    wake_stream: str | None
+    lease_ttl_ms: int
+    description: str | None
+    created_ms: int
+    base_url: str
+
+
+class Link:
+    """A subscription's place in one stream; `known` when `tail` was looked up since the start."""
+
+    __slots__ = ("acked", "explicit", "glob", "known", "path", "tail")
+
+    def __init__(self, path: bytes) -> None:
+        self.path = path
+        self.explicit = False
+        self.glob = False
+        self.acked: Cursor = BEGINNING
+        self.tail: Cursor = BEGINNING
+        self.known = False
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is something to read."""
+        root, tail = self.tail
+        return tail > (self.acked[1] if self.acked[0] == root else 0)
+
+    def state(self) -> tuple[bool, bool, Cursor]:
+        """What is kept of it; `Subscription.put_link` puts it back."""
+        return self.explicit, self.glob, self.acked
+
+
+class Subscription:
+    """Accepted state; all changes are made by `registry`."""
+
+    __slots__ = (
+        "config",
+        "full",
+        "links",
+        "live",
+        "pattern",
+        "pending",
+        "sequence",
+        "serial",
+        "wake",
+    )
+
+    def __init__(self, serial: bytes, config: Configuration, pattern: Pattern | None) -> None:
+        self.serial = serial
+        """Never used twice: what is left of a deleted subscription is nobody else's."""
+        self.config = config
+        self.pattern = pattern
+        self.links: dict[bytes, Link] = {}
+        self.pending: dict[bytes, Link] = {}
+        self.wake = Wake()
+        self.live = False
+        """Created as a whole, and not deleted."""
+        self.full = False
+        self.sequence = 0
+        """The batch that the newest accepted change rests on."""
+
+    def link(self, path: bytes) -> Link:
+        """The link to a path, made if it is missing."""
+        link = self.links.get(path)
+        if link is None:
+            link = self.links[path] = Link(path)
+        return link
+
+    def unlink(self, path: bytes) -> None:
+        """Forget a link."""
+        self.links.pop(path, None)
+        self.pending.pop(path, None)
+
+    def put_link(self, path: bytes, explicit: bool, glob: bool, acked: Cursor) -> None:
+        """Let a link be like this; one that is neither explicit nor by a pattern is none."""
+        if not explicit and not glob:
+            self.unlink(path)
+            return
+        link = self.link(path)
+        link.explicit, link.glob, link.acked = explicit, glob, acked
+        self.weigh(link)
+
+    def weigh(self, link: Link) -> None:
+        """Its tail or its cursor has changed: is it pending?"""
+        if not link.pending:
+            self.pending.pop(link.path, None)
+        elif link.path not in self.pending:
+            self.pending[link.path] = link

@@ -1,0 +1,361 @@
+"""All subscriptions, by id and by stream, and every change of one: accepted, written, taken back.
+
+A change alters memory at once and puts a row into the store's open batch; if that batch fails the
+store calls back, newest change first, and memory is as it was. So decisions see accepted state, and
+whoever tells anybody about it waits for `resting_on` first.
+
+Which subscriptions a stream concerns is known before anything is appended to it: a stream that is
+there when a subscription is made is linked then (`backfill`), one that is created later is linked
+by the very batch that creates it (`created`). So a commit costs one look-up for each stream that it
+changed (`committed`), and nothing where there are no subscriptions (`wanted`).
+
+Bounded by `SUBSCRIPTIONS_MAX` and `model.LINKS_MAX`.
+"""
+
+import logging
+import secrets
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from durable_streamsd.subscriptions.model import (
+    BEGINNING,
+    LINKS_MAX,
+    Configuration,
+    Cursor,
+    Kind,
+    Link,
+    Subscription,
+)
+from durable_streamsd.subscriptions.patterns import Pattern, Patterns, parse_pattern
+from durable_streamsd.subscriptions.refusal import already_exists
+from durable_streamsd.subscriptions.rows import (
+    CONFIGURATIONS,
+    LINKS,
+    SERIAL_BYTES,
+    WAKES,
+    decode_configuration,
+    decode_link,
+    decode_wake,
+    encode_configuration,
+    encode_link,
+    encode_wake,
+)
+from durable_streamsd.subscriptions.wake import Wake
+from storage.errors import CommitError, NotResident, SoftDeleted, Unsettled
+from storage.state import Batch, Stream
+from storage.store import Store
+
+__all__ = ["SUBSCRIPTIONS_MAX", "Registry"]
+
+SUBSCRIPTIONS_MAX: Final = 50_000
+
+log = logging.getLogger(__name__)
+
+
+class Registry:
+    """See the module.
+
+    `on_news` is told of subscriptions that may have something to do now, or a new deadline;
+    `on_wake_stream` of those whose wake stream was made (anew).
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.on_news: Callable[[Subscription], None] = lambda subscription: None
+        self.on_wake_stream: Callable[[Subscription], None] = lambda subscription: None
+        self.by_id: dict[str, Subscription] = {}
+        """Those that are being made too: they are not `live` yet."""
+        self.gates: dict[Subscription, Batch] = {}
+        """What a second PUT waits for while the first is making the subscription."""
+        self.seen: dict[Subscription, dict[bytes, Stream]] = {}
+        """While one is being made: streams that changed meanwhile."""
+        self._store = store
+        self._links: dict[bytes, dict[Subscription, Link]] = {}
+        self._patterns: Patterns[Subscription] = Patterns()
+        self._announced: dict[bytes, dict[Subscription, None]] = {}
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody has to be told of commits and creations."""
+        return bool(self.by_id)
+
+    # Starting
+
+    def load(self) -> list[bytes]:
+        """Take everything from the store's values; returns the keys of left-overs.
+
+        Nothing is known of the linked streams' tails then (`Link.known`). Raises `CorruptData`.
+        """
+        by_serial: dict[bytes, Subscription] = {}
+        left_over: list[bytes] = []
+        start = len(CONFIGURATIONS)
+        for key, value in self._store.values(CONFIGURATIONS):
+            config = decode_configuration(value)
+            pattern = None if config.pattern is None else parse_pattern(config.pattern)
+            subscription = Subscription(key[start:], config, pattern)
+            subscription.live = True
+            by_serial[subscription.serial] = subscription
+        for key, value in self._store.values(WAKES):
+            owner = by_serial.get(key[start:])
+            if owner is None:
+                left_over.append(key)
+            else:
+                owner.wake = decode_wake(value)
+        end = start + SERIAL_BYTES
+        for key, value in self._store.values(LINKS):
+            owner = by_serial.get(key[start:end])
+            if owner is None:
+                left_over.append(key)
+            else:
+                owner.put_link(key[end:], *decode_link(value))
+        for subscription in by_serial.values():
+            self._attach(subscription)
+        return left_over
+
+    # What the store tells
+
+    def created(self, stream: Stream) -> None:
+        """A stream was accepted: its links are part of the same batch. Raises `CommitError`."""
+        path = stream.path
+        for subscription in list(self._patterns.match(path)):
+            link = subscription.links.get(path)
+            if _is_wake_stream(subscription, path) or (link is not None and link.glob):
+                continue
+            if self.has_room(subscription):
+                explicit, acked = (link.explicit, link.acked) if link else (False, BEGINNING)
+                self.set_link(subscription, path, explicit, True, acked).known = True
+        for subscription in self._announced.get(path, ()):
+            self.on_wake_stream(subscription)
+
+    def committed(self, streams: Iterable[Stream]) -> None:
+        """These streams changed durably: one look-up each."""
+        links_of = self._links
+        for stream in streams:
+            path = stream.path
+            links = links_of.get(path)
+            for seen in self.seen.values():
+                seen[path] = stream
+            if links is None:
+                continue
+            if stream.gone:
+                self._gone(stream, links)
+                continue
+            tail = (stream.root, stream.durable_tail)
+            for subscription, link in links.items():
+                link.tail = tail
+                link.known = True
+                subscription.weigh(link)
+                if subscription.pending:
+                    self.on_news(subscription)
+
+    def linked_paths(self) -> list[bytes]:
+        """The paths of all streams that a subscription has."""
+        return list(self._links)
+
+    def learn(self, path: bytes, tail: Cursor | None) -> None:
+        """The durable tail of a linked stream as it was at the start; None: there is no stream.
+
+        Whatever was told since is newer. Raises `CommitError`.
+        """
+        for subscription, link in list(self._links.get(path, {}).items()):
+            if link.known:
+                continue
+            if tail is None and link.glob:
+                self.set_link(subscription, path, link.explicit, False, link.acked)
+            link.known = True
+            link.tail = tail or BEGINNING
+            subscription.weigh(link)
+            self.on_news(subscription)
+
+    def _gone(self, stream: Stream, links: dict[Subscription, Link]) -> None:
+        """A stream is gone: links by pattern go with it, unless there is another at its path."""
+        try:
+            newer = self._store.find(stream.path)
+        except (NotResident, Unsettled, SoftDeleted):
+            newer = None
+        for subscription, link in list(links.items()):
+            link.known = True
+            link.tail = BEGINNING if newer is None else (newer.root, newer.durable_tail)
+            if newer is None and link.glob:
+                try:
+                    self.set_link(subscription, stream.path, link.explicit, False, link.acked)
+                except CommitError:
+                    continue  # The link leads nowhere, and is known to when there is a restart.
+            subscription.weigh(link)
+
+    # Changes
+
+    def begin(self, config: Configuration, pattern: Pattern | None) -> Subscription:
+        """Reserve an id: from now on streams that are created are linked, though nobody is woken.
+
+        `establish` or `abandon` has to follow.
+        """
+        subscription = Subscription(secrets.token_bytes(SERIAL_BYTES), config, pattern)
+        self._attach(subscription)
+        self.gates[subscription] = Batch(0)
+        self.seen[subscription] = {}
+        return subscription
+
+    def establish(self, subscription: Subscription) -> None:
+        """All its links are there: write it down. Raises `CommitError`, `Refusal`."""
+        if self.by_id[subscription.config.id] is not subscription:
+            raise already_exists()  # the deletion of another one was taken back meanwhile
+        value = encode_configuration(subscription.config)
+        self._put(subscription, CONFIGURATIONS, b"", value, self._detach, subscription)
+        subscription.live = True
+        self._open_gate(subscription)
+        self.on_news(subscription)
+
+    def abandon(self, subscription: Subscription) -> None:
+        """It will not be made. Rows of its links are left-overs, for `purge`."""
+        if not subscription.live:
+            self._detach(subscription)
+            self._open_gate(subscription)
+
+    def delete(self, subscription: Subscription) -> None:
+        """It is no more. Rows of its links are left-overs, for `purge`. Raises `CommitError`."""
+        self._put(subscription, CONFIGURATIONS, b"", b"", self._revive, subscription)
+        self._put(subscription, WAKES, b"", b"", _nothing)
+        self._detach(subscription)
+        self.on_news(subscription)
+
+    def purge(self, key: bytes) -> Batch:
+        """Remove a row that belongs to nobody. Raises `CommitError`."""
+        return self._store.put_value(key, b"", _nothing)
+
+    def set_link(
+        self, subscription: Subscription, path: bytes, explicit: bool, glob: bool, acked: Cursor
+    ) -> Link:
+        """Let a link be like this; neither explicit nor by pattern: none. Raises `CommitError`."""
+        before = subscription.links.get(path)
+        state = (False, False, BEGINNING) if before is None else before.state()
+        value = encode_link(explicit, glob, acked)
+        self._put(subscription, LINKS, path, value, self._put_link, subscription, path, *state)
+        return self._put_link(subscription, path, explicit, glob, acked)
+
+    def set_wake(self, subscription: Subscription, wake: Wake) -> Batch:
+        """Let a subscription be in this state; the batch it rests on. Raises `CommitError`."""
+        before, value = subscription.wake, encode_wake(wake)
+        batch = self._put(subscription, WAKES, b"", value, self._put_wake, subscription, before)
+        subscription.wake = wake
+        self.on_news(subscription)
+        return batch
+
+    def has_room(self, subscription: Subscription) -> bool:
+        """Whether it may have one more link. Said once in the log when it may not."""
+        if len(subscription.links) < LINKS_MAX:
+            return True
+        if not subscription.full:
+            subscription.full = True
+            log.warning(
+                "subscription %r has %d streams, and gets no more",
+                subscription.config.id,
+                LINKS_MAX,
+            )
+        return False
+
+    def resting_on(self, subscription: Subscription) -> Batch | None:
+        """The batch that accepted state rests on, if it is not durable yet."""
+        return self._store.resting_on(subscription.sequence)
+
+    # How
+
+    def _put(
+        self,
+        subscription: Subscription,
+        table: bytes,
+        rest: bytes,
+        value: bytes,
+        undo: Callable[..., object],
+        *arguments: Any,
+    ) -> Batch:
+        batch = self._store.put_value(
+            table + subscription.serial + rest,
+            value,
+            self._undo,
+            subscription,
+            subscription.sequence,
+            undo,
+            arguments,
+        )
+        subscription.sequence = batch.sequence
+        return batch
+
+    def _undo(
+        self,
+        subscription: Subscription,
+        sequence: int,
+        undo: Callable[..., object],
+        arguments: tuple[Any, ...],
+    ) -> None:
+        subscription.sequence = sequence
+        undo(*arguments)
+        self.on_news(subscription)
+
+    def _put_link(
+        self, subscription: Subscription, path: bytes, explicit: bool, glob: bool, acked: Cursor
+    ) -> Link:
+        before = subscription.links.get(path)
+        subscription.put_link(path, explicit, glob, acked)
+        link = subscription.links.get(path)
+        if link is None:
+            self._forget_link(subscription, path)
+            return before or Link(path)
+        if before is None and self.by_id.get(subscription.config.id) is subscription:
+            self._links.setdefault(path, {})[subscription] = link
+        return link
+
+    def _forget_link(self, subscription: Subscription, path: bytes) -> None:
+        links = self._links.get(path)
+        if links is not None:
+            links.pop(subscription, None)
+            if not links:
+                del self._links[path]
+
+    @staticmethod
+    def _put_wake(subscription: Subscription, wake: Wake) -> None:
+        subscription.wake = wake
+
+    def _attach(self, subscription: Subscription) -> None:
+        config = subscription.config
+        self.by_id[config.id] = subscription
+        for path, link in subscription.links.items():
+            self._links.setdefault(path, {})[subscription] = link
+        if subscription.pattern is not None:
+            self._patterns.add(subscription.pattern, subscription)
+        if config.wake_stream is not None:
+            self._announced.setdefault(config.wake_stream.encode(), {})[subscription] = None
+
+    def _revive(self, subscription: Subscription) -> None:
+        self._attach(subscription)
+        subscription.live = True
+
+    def _detach(self, subscription: Subscription) -> None:
+        config = subscription.config
+        subscription.live = False
+        if self.by_id.get(config.id) is subscription:
+            del self.by_id[config.id]
+        for path in subscription.links:
+            self._forget_link(subscription, path)
+        if subscription.pattern is not None:
+            self._patterns.remove(subscription.pattern, subscription)
+        if config.wake_stream is not None:
+            path = config.wake_stream.encode()
+            waiting = self._announced[path]
+            del waiting[subscription]
+            if not waiting:
+                del self._announced[path]
+
+    def _open_gate(self, subscription: Subscription) -> None:
+        del self.seen[subscription]
+        for waiter in self.gates.pop(subscription).waiters:
+            waiter(None)
+
+
+def _is_wake_stream(subscription: Subscription, path: bytes) -> bool:
+    """Whether a stream is where the subscription's own wakes are announced: that wakes nobody."""
+    config = subscription.config
+    return config.kind is Kind.PULL_WAKE and config.wake_stream == path.decode()
+
+
+def _nothing() -> None:
+    """Nothing to take back."""
