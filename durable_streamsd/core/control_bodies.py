@@ -162,7 +162,7 @@ def _decode(request: Request, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(request.body, type=kind)
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-        raise invalid(f"The body is not what it should be: {error}") from None
+        raise invalid(f"The body is not what it should be: {error}.") from None
 
 
 def _paths(texts: list[str]) -> list[bytes]:

@@ -47,7 +47,7 @@ def subscription_document(
                 "link_type": "explicit" if explicit else "glob",
                 "acked_offset": _token(acked),
             }
-            for path, explicit, acked in links
+            for path, explicit, acked in sorted(links)
         ],
         "webhook": webhook,
         "wake_stream": config.wake_stream,

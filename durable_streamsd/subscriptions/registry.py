@@ -65,7 +65,8 @@ class Registry:
         self.by_id: dict[str, Subscription] = {}
         """Those that are being made too: they are not `live` yet."""
         self.gates: dict[Subscription, Batch] = {}
-        """What a second PUT waits for while the first is making the subscription."""
+        """What a second PUT waits for while the first is making the subscription: nothing that is
+        written, but told like a batch (`effects.Durable`)."""
         self.seen: dict[Subscription, dict[bytes, Stream]] = {}
         """While one is being made: streams that changed meanwhile."""
         self._store = store

@@ -24,6 +24,7 @@ __all__ = ["URL_BYTES_MAX", "Reach", "TargetError", "check_address", "check_url"
 
 URL_BYTES_MAX: Final = 2_048
 
+_GLOBAL_UNICAST: Final = ip_network("2000::/3")
 _NAT64: Final = ip_network("64:ff9b::/96")
 _PRIVATE: Final = tuple(
     ip_network(network)
@@ -86,8 +87,8 @@ def check_address(text: str, reach: Reach) -> None:
     elif any(address in network for network in _PRIVATE):
         allowed = reach is Reach.PRIVATE
     else:
-        special = address.is_multicast or address.is_link_local or address.is_reserved
-        allowed = address.is_global and not special
+        unicast = isinstance(address, IPv4Address) or address in _GLOBAL_UNICAST
+        allowed = unicast and address.is_global and not address.is_multicast
     if not allowed:
         raise TargetError("webhook.url must not lead to a local or private network.")
 
