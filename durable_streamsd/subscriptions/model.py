@@ -108,29 +108,20 @@ class Subscription:
         self.sequence = 0
         """The batch that the newest accepted change rests on."""
 
-    def link(self, path: bytes) -> Link:
-        """The link to a path, made if it is missing."""
-        link = self.links.get(path)
-        if link is None:
-            link = self.links[path] = Link(path)
-        return link
-
-    def unlink(self, path: bytes) -> None:
-        """Forget a link."""
-        self.links.pop(path, None)
-        self.pending.pop(path, None)
-
-    def put_link(self, path: bytes, explicit: bool, glob: bool, acked: Cursor) -> None:
+    def put_link(self, link: Link, explicit: bool, glob: bool, acked: Cursor) -> None:
         """Let a link be like this; one that is neither explicit nor by a pattern is none."""
-        if not explicit and not glob:
-            self.unlink(path)
-            return
-        link = self.link(path)
         link.explicit, link.glob, link.acked = explicit, glob, acked
-        self.weigh(link)
+        if explicit or glob:
+            self.links[link.path] = link
+            self.weigh(link)
+        else:
+            self.links.pop(link.path, None)
+            self.pending.pop(link.path, None)
 
     def weigh(self, link: Link) -> None:
         """Its tail or its cursor has changed: is it pending?"""
+        if self.links.get(link.path) is not link:
+            return  # It was removed, which may still be taken back.
         if not link.pending:
             self.pending.pop(link.path, None)
         elif link.path not in self.pending:

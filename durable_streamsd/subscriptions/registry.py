@@ -2,7 +2,8 @@
 
 A change alters memory at once and puts a row into the store's open batch; if that batch fails the
 store calls back, newest change first, and memory is as it was. So decisions see accepted state, and
-whoever tells anybody about it waits for `resting_on` first.
+whoever tells anybody about it waits for `resting_on` first. A link that is removed, alone or with
+its subscription, is told of commits until that is durable: if it comes back it has to know.
 
 Which subscriptions a stream concerns is known before anything is appended to it: a stream that is
 there when a subscription is made is linked then (`backfill`), one that is created later is linked
@@ -77,7 +78,7 @@ class Registry:
     @property
     def wanted(self) -> bool:
         """Whether anybody has to be told of commits and creations."""
-        return bool(self.by_id)
+        return bool(self.by_id or self._links)
 
     # Starting
 
@@ -107,7 +108,7 @@ class Registry:
             if owner is None:
                 left_over.append(key)
             else:
-                owner.put_link(key[end:], *decode_link(value))
+                owner.put_link(Link(key[end:]), *decode_link(value))
         for subscription in by_serial.values():
             self._attach(subscription)
         return left_over
@@ -215,8 +216,15 @@ class Registry:
     def delete(self, subscription: Subscription) -> None:
         """It is no more. Rows of its links are left-overs, for `purge`. Raises `CommitError`."""
         self._put(subscription, CONFIGURATIONS, b"", b"", self._revive, subscription)
-        self._put(subscription, WAKES, b"", b"", _nothing)
-        self._detach(subscription)
+        batch = self._put(subscription, WAKES, b"", b"", _nothing)
+        self._resign(subscription)
+
+        def settled(error: CommitError | None) -> None:
+            if error is None:
+                for link in subscription.links.values():
+                    self._untrack(subscription, link)
+
+        batch.waiters.append(settled)
         self.on_news(subscription)
 
     def purge(self, key: bytes) -> Batch:
@@ -227,11 +235,16 @@ class Registry:
         self, subscription: Subscription, path: bytes, explicit: bool, glob: bool, acked: Cursor
     ) -> Link:
         """Let a link be like this; neither explicit nor by pattern: none. Raises `CommitError`."""
-        before = subscription.links.get(path)
-        state = (False, False, BEGINNING) if before is None else before.state()
+        link = self._links.get(path, {}).get(subscription) or Link(path)
         value = encode_link(explicit, glob, acked)
-        self._put(subscription, LINKS, path, value, self._put_link, subscription, path, *state)
-        return self._put_link(subscription, path, explicit, glob, acked)
+        undo = (subscription, link, *link.state())
+        batch = self._put(subscription, LINKS, path, value, self._put_link, *undo)
+        subscription.put_link(link, explicit, glob, acked)
+        if explicit or glob:
+            self._links.setdefault(path, {})[subscription] = link
+        else:
+            batch.waiters.append(lambda error: self._unlinked(subscription, link))
+        return link
 
     def set_wake(self, subscription: Subscription, wake: Wake) -> Batch:
         """Let a subscription be in this state; the batch it rests on. Raises `CommitError`."""
@@ -293,24 +306,26 @@ class Registry:
         self.on_news(subscription)
 
     def _put_link(
-        self, subscription: Subscription, path: bytes, explicit: bool, glob: bool, acked: Cursor
-    ) -> Link:
-        before = subscription.links.get(path)
-        subscription.put_link(path, explicit, glob, acked)
-        link = subscription.links.get(path)
-        if link is None:
-            self._forget_link(subscription, path)
-            return before or Link(path)
-        if before is None and self.by_id.get(subscription.config.id) is subscription:
-            self._links.setdefault(path, {})[subscription] = link
-        return link
+        self, subscription: Subscription, link: Link, explicit: bool, glob: bool, acked: Cursor
+    ) -> None:
+        """Take a change of a link back."""
+        subscription.put_link(link, explicit, glob, acked)
+        if explicit or glob:
+            self._links.setdefault(link.path, {})[subscription] = link
+        else:
+            self._untrack(subscription, link)
 
-    def _forget_link(self, subscription: Subscription, path: bytes) -> None:
-        links = self._links.get(path)
-        if links is not None:
-            links.pop(subscription, None)
+    def _unlinked(self, subscription: Subscription, link: Link) -> None:
+        """A removal is durable, or was taken back; it may also have been linked again since."""
+        if subscription.links.get(link.path) is not link:
+            self._untrack(subscription, link)
+
+    def _untrack(self, subscription: Subscription, link: Link) -> None:
+        links = self._links.get(link.path)
+        if links is not None and links.get(subscription) is link:
+            del links[subscription]
             if not links:
-                del self._links[path]
+                del self._links[link.path]
 
     @staticmethod
     def _put_wake(subscription: Subscription, wake: Wake) -> None:
@@ -326,17 +341,20 @@ class Registry:
         if config.wake_stream is not None:
             self._announced.setdefault(config.wake_stream.encode(), {})[subscription] = None
 
+    def _detach(self, subscription: Subscription) -> None:
+        self._resign(subscription)
+        for link in subscription.links.values():
+            self._untrack(subscription, link)
+
     def _revive(self, subscription: Subscription) -> None:
         self._attach(subscription)
         subscription.live = True
 
-    def _detach(self, subscription: Subscription) -> None:
+    def _resign(self, subscription: Subscription) -> None:
         config = subscription.config
         subscription.live = False
         if self.by_id.get(config.id) is subscription:
             del self.by_id[config.id]
-        for path in subscription.links:
-            self._forget_link(subscription, path)
         if subscription.pattern is not None:
             self._patterns.remove(subscription.pattern, subscription)
         if config.wake_stream is not None:
