@@ -8,6 +8,7 @@ name nor an address in any spelling leads anywhere else than that.
 Left out: when to call, and what an answer means to a subscription (`runner`).
 """
 
+import errno
 import json
 import socket
 from typing import Final
@@ -76,7 +77,7 @@ class Webhooks:
         try:
             check_address(str(where[0]), self._reach)
         except TargetError as error:
-            raise OSError(str(error)) from None
+            raise PermissionError(errno.EACCES, str(error)) from None
         made = socket.socket(family, kind, protocol)
         made.setblocking(False)
         return made
