@@ -388,16 +388,24 @@ class Index:
             return self._get(txn, "values", key)
 
     def values(self, prefix: bytes) -> list[tuple[bytes, bytes]]:
-        """All keys that begin with `prefix`, in order, and their values."""
+        """All keys that begin with `prefix`, in order, and their values.
+
+        Walks the whole table, because a damaged page can hide others from a search.
+        """
         found = []
+        count = 0
+        last = b""
         with self._look() as txn, txn.cursor(db=self._tables["values"]) as cursor:
-            more = cursor.set_range(prefix) if prefix else cursor.first()
-            while more:
-                key = bytes(cursor.key())
-                if not key.startswith(prefix):
-                    break
-                found.append((key, self._checked("values", key, cursor.value())))
-                more = cursor.next()
+            for key, value in cursor:
+                if bytes(key) <= last:
+                    raise _damaged("values", key, "is out of order")
+                last = bytes(key)
+                count += 1
+                checked = self._checked("values", key, value)
+                if last.startswith(prefix):
+                    found.append((last, checked))
+            if count != txn.stat(self._tables["values"])["entries"]:
+                raise _damaged("values", prefix, "is lost, or one that follows it is")
         return found
 
     def copy(self, destination: Path) -> None:

@@ -33,6 +33,7 @@ from durable_streamsd.subscriptions.rows import (
     CONFIGURATIONS,
     LINKS,
     SERIAL_BYTES,
+    SUBSCRIPTIONS,
     WAKES,
     decode_configuration,
     decode_link,
@@ -90,23 +91,21 @@ class Registry:
         by_serial: dict[bytes, Subscription] = {}
         left_over: list[bytes] = []
         start = len(CONFIGURATIONS)
-        for key, value in self._store.values(CONFIGURATIONS):
-            config = decode_configuration(value)
-            pattern = None if config.pattern is None else parse_pattern(config.pattern)
-            subscription = Subscription(key[start:], config, pattern)
-            subscription.live = True
-            by_serial[subscription.serial] = subscription
-        for key, value in self._store.values(WAKES):
-            owner = by_serial.get(key[start:])
-            if owner is None:
-                left_over.append(key)
-            else:
-                owner.wake = decode_wake(value)
         end = start + SERIAL_BYTES
-        for key, value in self._store.values(LINKS):
+        for key, value in self._store.values(SUBSCRIPTIONS):  # configurations come first
             owner = by_serial.get(key[start:end])
-            if owner is None:
+            if key.startswith(CONFIGURATIONS):
+                config = decode_configuration(value)
+                pattern = None if config.pattern is None else parse_pattern(config.pattern)
+                subscription = Subscription(key[start:], config, pattern)
+                subscription.live = True
+                by_serial[subscription.serial] = subscription
+            elif not key.startswith((WAKES, LINKS)):
+                continue
+            elif owner is None:
                 left_over.append(key)
+            elif key.startswith(WAKES):
+                owner.wake = decode_wake(value)
             else:
                 owner.put_link(Link(key[end:]), *decode_link(value))
         for subscription in by_serial.values():

@@ -1,10 +1,10 @@
 """How subscriptions lie in the store's values (`storage.store.Store.put_value`).
 
     s/c SERIAL          Configuration
-    s/w SERIAL          Wake
-    s/l SERIAL PATH     a link: explicit, by pattern, cursor
     s/k/signing         the private signing key, 32 bytes
     s/k/tokens          the secret that tokens are made with, 32 bytes
+    s/l SERIAL PATH     a link: explicit, by pattern, cursor
+    s/w SERIAL          Wake
 
 SERIAL is 8 random bytes. The configuration is written last when a subscription is made and removed
 first when it is deleted: rows of a serial without one are left-overs. Values are msgpack arrays.
@@ -23,6 +23,7 @@ __all__ = [
     "LINKS",
     "SERIAL_BYTES",
     "SIGNING_KEY",
+    "SUBSCRIPTIONS",
     "TOKEN_SECRET",
     "WAKES",
     "decode_configuration",
@@ -33,6 +34,8 @@ __all__ = [
     "encode_wake",
 ]
 
+SUBSCRIPTIONS: Final = b"s/"
+"""What all keys begin with."""
 CONFIGURATIONS: Final = b"s/c"
 WAKES: Final = b"s/w"
 LINKS: Final = b"s/l"
