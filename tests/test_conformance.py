@@ -33,9 +33,7 @@ def test_the_conformance_suite_passes(lane: str, node_modules: Path, tmp_path: P
     assert not_run == []
     assert len(tests) == SUITE_TESTS
     failed = [
-        f"{name(test)}\n    {first_line(test)}"
-        for test in tests
-        if test["status"] == "failed"
+        f"{name(test)}\n    {first_line(test)}" for test in tests if test["status"] == "failed"
     ]
     assert not failed, f"{len(failed)} tests failed:\n" + "\n".join(failed)
 

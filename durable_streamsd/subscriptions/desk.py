@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from durable_streamsd.subscriptions.keys import Keys
 from durable_streamsd.subscriptions.model import Subscription
 from durable_streamsd.subscriptions.registry import Registry
-from durable_streamsd.subscriptions.rows import LINKS
+from durable_streamsd.subscriptions.rows import LINKS, WAKES
 from durable_streamsd.subscriptions.targets import Reach
 from durable_streamsd.subscriptions.work import Work
 from storage.state import Batch, Stream
@@ -55,4 +55,4 @@ class Desk:
     def clean_up(self, subscription: Subscription) -> None:
         """Remove what is left of one that was deleted, or not made."""
         serial = subscription.serial
-        self.purge([LINKS + serial + path for path in subscription.links])
+        self.purge([WAKES + serial, *(LINKS + serial + path for path in subscription.links)])
