@@ -62,7 +62,7 @@ ABORT_TIMEOUT_S = 0.5
 COMMIT_TIMEOUT_S = 2.0
 """How long the last batch may take to be written."""
 SPARE_FILES = 256
-"""File descriptors that are not connections: segments, index, pipes."""
+"""File descriptors that are neither connections nor webhooks: segments, index, pipes."""
 TCP_NOTSENT_LOWAT = 25
 """Of <linux/tcp.h>; the standard library has no name for it."""
 UNSENT_BYTES_MAX = 128 << 10
@@ -301,9 +301,9 @@ def _within_file_limit(settings: Settings) -> Settings:
     """Ask the system for as many open files as it gives, and promise no more connections."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY:
-        hard = settings.connections_max + SPARE_FILES
+        hard = settings.connections_max + settings.webhook_connections_max + SPARE_FILES
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    possible = max(1, hard - SPARE_FILES)
+    possible = max(1, hard - settings.webhook_connections_max - SPARE_FILES)
     if possible < settings.connections_max:
         usual = possible >= Settings().connections_max / 2
         log.log(
