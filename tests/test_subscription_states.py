@@ -209,7 +209,9 @@ class SubscriptionMachine(RuleBasedStateMachine):
             return
         for subscription in self.office.desk.registry.by_id.values():
             for path, link in subscription.links.items():
-                assert link.known
+                assert link.place.known
+                assert link.place.links[subscription] is link
+                assert (subscription in link.place.quiet) is not link.pending
                 tail = self.tail_of(path) or (0, 0)
                 assert link.tail == tail or link.tail[1] == tail[1] == 0
                 assert (path in subscription.pending) is link.pending

@@ -47,8 +47,8 @@ async def link_explicitly(
             raise _too_many()
         # What is durable now, not before the wait for room: nothing ran since `look_up` otherwise.
         tail = BEGINNING if stream is None or stream.gone else _tail(stream)
-        link = registry.set_link(subscription, path, True, False, tail)
-        link.tail, link.known = tail, True
+        registry.set_link(subscription, path, True, False, tail)
+        registry.learn(path, tail)
 
 
 async def link_matching(subscription: Subscription, registry: Registry, store: Store) -> None:
@@ -85,9 +85,8 @@ async def _link(
     if not registry.has_room(subscription):
         raise _too_many()
     explicit, acked = (False, tail) if link is None else (link.explicit, link.acked)
-    link = registry.set_link(subscription, path, explicit, True, acked)
-    link.tail, link.known = (tail if changed is None else _tail(changed)), True
-    subscription.weigh(link)
+    registry.set_link(subscription, path, explicit, True, acked)
+    registry.learn(path, tail if changed is None else _tail(changed))
 
 
 def _tail(stream: Stream) -> Cursor:

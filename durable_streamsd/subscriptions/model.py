@@ -18,7 +18,16 @@ import msgspec
 from durable_streamsd.subscriptions.patterns import Pattern
 from durable_streamsd.subscriptions.wake import Wake
 
-__all__ = ["LINKS_MAX", "Configuration", "Cursor", "Kind", "Link", "Subscription"]
+__all__ = [
+    "BEGINNING",
+    "LINKS_MAX",
+    "Configuration",
+    "Cursor",
+    "Kind",
+    "Link",
+    "Place",
+    "Subscription",
+]
 
 LINKS_MAX: Final = 100_000
 """Of one subscription. A stream that would be one more is not linked, and the log says so."""
@@ -55,23 +64,49 @@ class Configuration(msgspec.Struct, frozen=True, array_like=True):
     base_url: str
 
 
-class Link:
-    """A subscription's place in one stream; `known` when `tail` was looked up since the start."""
+class Place:
+    """A path, with the durable tail of the stream there, for all subscriptions that have it.
 
-    __slots__ = ("acked", "explicit", "glob", "known", "path", "tail")
+    `quiet` are those links that have nothing to read: a commit concerns them, and no others.
+    `known`: the tail was looked up, or told, since the start.
+    """
+
+    __slots__ = ("known", "links", "path", "quiet", "tail")
 
     def __init__(self, path: bytes) -> None:
         self.path = path
+        self.tail: Cursor = BEGINNING
+        self.known = False
+        self.links: dict[Subscription, Link] = {}
+        """Also those that are removed, until that is durable."""
+        self.quiet: dict[Subscription, Link] = {}
+
+
+class Link:
+    """A subscription's cursor in one stream."""
+
+    __slots__ = ("acked", "explicit", "glob", "place")
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
         self.explicit = False
         self.glob = False
         self.acked: Cursor = BEGINNING
-        self.tail: Cursor = BEGINNING
-        self.known = False
+
+    @property
+    def path(self) -> bytes:
+        """The stream's path."""
+        return self.place.path
+
+    @property
+    def tail(self) -> Cursor:
+        """The stream's durable tail."""
+        return self.place.tail
 
     @property
     def pending(self) -> bool:
         """Whether there is something to read."""
-        root, tail = self.tail
+        root, tail = self.place.tail
         return tail > (self.acked[1] if self.acked[0] == root else 0)
 
     def state(self) -> tuple[bool, bool, Cursor]:
@@ -117,12 +152,15 @@ class Subscription:
         else:
             self.links.pop(link.path, None)
             self.pending.pop(link.path, None)
+            link.place.quiet.pop(self, None)
 
     def weigh(self, link: Link) -> None:
         """Its tail or its cursor has changed: is it pending?"""
         if self.links.get(link.path) is not link:
             return  # It was removed, which may still be taken back.
-        if not link.pending:
+        if link.pending:
+            self.pending.setdefault(link.path, link)
+            link.place.quiet.pop(self, None)
+        else:
             self.pending.pop(link.path, None)
-        elif link.path not in self.pending:
-            self.pending[link.path] = link
+            link.place.quiet[self] = link

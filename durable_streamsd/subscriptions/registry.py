@@ -8,11 +8,13 @@ its subscription, is told of commits until that is durable: if it comes back it 
 Which subscriptions a stream concerns is known before anything is appended to it: a stream that is
 there when a subscription is made is linked then (`backfill`), one that is created later is linked
 by the very batch that creates it (`created`). So a commit costs one look-up for each stream that it
-changed (`committed`), and nothing where there are no subscriptions (`wanted`).
+changed, and a little for each link that had nothing to read before (`committed`); and nothing where
+there are no subscriptions (`wanted`).
 
 Bounded by `SUBSCRIPTIONS_MAX` and `model.LINKS_MAX`.
 """
 
+import contextlib
 import logging
 import secrets
 from collections.abc import Callable, Iterable
@@ -25,6 +27,7 @@ from durable_streamsd.subscriptions.model import (
     Cursor,
     Kind,
     Link,
+    Place,
     Subscription,
 )
 from durable_streamsd.subscriptions.patterns import Pattern, Patterns, parse_pattern
@@ -72,21 +75,21 @@ class Registry:
         self.seen: dict[Subscription, dict[bytes, Stream]] = {}
         """While one is being made: streams that changed meanwhile."""
         self._store = store
-        self._links: dict[bytes, dict[Subscription, Link]] = {}
+        self._places: dict[bytes, Place] = {}
         self._patterns: Patterns[Subscription] = Patterns()
         self._announced: dict[bytes, dict[Subscription, None]] = {}
 
     @property
     def wanted(self) -> bool:
         """Whether anybody has to be told of commits and creations."""
-        return bool(self.by_id or self._links)
+        return bool(self.by_id or self._places)
 
     # Starting
 
     def load(self) -> list[bytes]:
         """Take everything from the store's values; returns the keys of left-overs.
 
-        Nothing is known of the linked streams' tails then (`Link.known`). Raises `CorruptData`.
+        Nothing is known of the linked streams' tails then (`Place.known`). Raises `CorruptData`.
         """
         by_serial: dict[bytes, Subscription] = {}
         left_over: list[bytes] = []
@@ -107,7 +110,8 @@ class Registry:
             elif key.startswith(WAKES):
                 owner.wake = decode_wake(value)
             else:
-                owner.put_link(Link(key[end:]), *decode_link(value))
+                place = self._places.get(key[end:]) or Place(key[end:])
+                self._put_link(owner, Link(place), *decode_link(value))
         for subscription in by_serial.values():
             self._attach(subscription)
         return left_over
@@ -123,65 +127,69 @@ class Registry:
                 continue
             if self.has_room(subscription):
                 explicit, acked = (link.explicit, link.acked) if link else (False, BEGINNING)
-                self.set_link(subscription, path, explicit, True, acked).known = True
+                self.set_link(subscription, path, explicit, True, acked).place.known = True
         for subscription in self._announced.get(path, ()):
             self.on_wake_stream(subscription)
 
     def committed(self, streams: Iterable[Stream]) -> None:
         """These streams changed durably: one look-up each."""
-        links_of = self._links
+        places = self._places
         for stream in streams:
             path = stream.path
-            links = links_of.get(path)
+            place = places.get(path)
             for seen in self.seen.values():
                 seen[path] = stream
-            if links is None:
+            if place is None:
                 continue
             if stream.gone:
-                self._gone(stream, links)
+                self._gone(stream, place)
                 continue
-            tail = (stream.root, stream.durable_tail)
-            for subscription, link in links.items():
-                link.tail = tail
-                link.known = True
-                subscription.weigh(link)
-                if subscription.pending:
-                    self.on_news(subscription)
+            place.tail = (stream.root, stream.durable_tail)
+            place.known = True
+            self._weigh(place.quiet)
 
     def linked_paths(self) -> list[bytes]:
         """The paths of all streams that a subscription has."""
-        return list(self._links)
+        return list(self._places)
 
     def learn(self, path: bytes, tail: Cursor | None) -> None:
         """The durable tail of a linked stream as it was at the start; None: there is no stream.
 
         Whatever was told since is newer. Raises `CommitError`.
         """
-        for subscription, link in list(self._links.get(path, {}).items()):
-            if link.known:
-                continue
-            if tail is None and link.glob:
-                self.set_link(subscription, path, link.explicit, False, link.acked)
-            link.known = True
-            link.tail = tail or BEGINNING
-            subscription.weigh(link)
-            self.on_news(subscription)
+        place = self._places.get(path)
+        if place is None or place.known:
+            return
+        if tail is None:
+            for subscription, link in list(place.links.items()):
+                if link.glob:
+                    self.set_link(subscription, path, link.explicit, False, link.acked)
+        place.known = True
+        place.tail = tail or BEGINNING
+        self._weigh(place.links)
 
-    def _gone(self, stream: Stream, links: dict[Subscription, Link]) -> None:
+    def _weigh(self, links: dict[Subscription, Link]) -> None:
+        """Look which of these have something to read now."""
+        for subscription, link in list(links.items()):
+            subscription.weigh(link)
+            if subscription.pending:
+                self.on_news(subscription)
+
+    def _gone(self, stream: Stream, place: Place) -> None:
         """A stream is gone: links by pattern go with it, unless there is another at its path."""
         try:
             newer = self._store.find(stream.path)
         except (NotResident, Unsettled, SoftDeleted):
             newer = None
-        for subscription, link in list(links.items()):
-            link.known = True
-            link.tail = BEGINNING if newer is None else (newer.root, newer.durable_tail)
-            if newer is None and link.glob:
-                try:
-                    self.set_link(subscription, stream.path, link.explicit, False, link.acked)
-                except CommitError:
-                    continue  # The link leads nowhere, and is known to when there is a restart.
-            subscription.weigh(link)
+        place.known = True
+        place.tail = BEGINNING if newer is None else (newer.root, newer.durable_tail)
+        if newer is None:
+            # What cannot be written leads nowhere, and is found out when there is a restart.
+            with contextlib.suppress(CommitError):
+                for subscription, link in list(place.links.items()):
+                    if link.glob:
+                        self.set_link(subscription, stream.path, link.explicit, False, link.acked)
+        self._weigh(place.links)
 
     # Changes
 
@@ -234,14 +242,14 @@ class Registry:
         self, subscription: Subscription, path: bytes, explicit: bool, glob: bool, acked: Cursor
     ) -> Link:
         """Let a link be like this; neither explicit nor by pattern: none. Raises `CommitError`."""
-        link = self._links.get(path, {}).get(subscription) or Link(path)
+        place = self._places.get(path) or Place(path)
+        link = place.links.get(subscription) or Link(place)
         value = encode_link(explicit, glob, acked)
         undo = (subscription, link, *link.state())
         batch = self._put(subscription, LINKS, path, value, self._put_link, *undo)
+        self._track(subscription, link)
         subscription.put_link(link, explicit, glob, acked)
-        if explicit or glob:
-            self._links.setdefault(path, {})[subscription] = link
-        else:
+        if not explicit and not glob:
             batch.waiters.append(lambda error: self._unlinked(subscription, link))
         return link
 
@@ -307,10 +315,10 @@ class Registry:
     def _put_link(
         self, subscription: Subscription, link: Link, explicit: bool, glob: bool, acked: Cursor
     ) -> None:
-        """Take a change of a link back."""
+        """Let a link be as it is, or was, on disk."""
         subscription.put_link(link, explicit, glob, acked)
         if explicit or glob:
-            self._links.setdefault(link.path, {})[subscription] = link
+            self._track(subscription, link)
         else:
             self._untrack(subscription, link)
 
@@ -319,12 +327,17 @@ class Registry:
         if subscription.links.get(link.path) is not link:
             self._untrack(subscription, link)
 
+    def _track(self, subscription: Subscription, link: Link) -> None:
+        self._places[link.path] = link.place
+        link.place.links[subscription] = link
+
     def _untrack(self, subscription: Subscription, link: Link) -> None:
-        links = self._links.get(link.path)
-        if links is not None and links.get(subscription) is link:
-            del links[subscription]
-            if not links:
-                del self._links[link.path]
+        place = link.place
+        if place.links.get(subscription) is link:
+            del place.links[subscription]
+            place.quiet.pop(subscription, None)
+            if not place.links:
+                self._places.pop(place.path, None)
 
     @staticmethod
     def _put_wake(subscription: Subscription, wake: Wake) -> None:
@@ -333,8 +346,6 @@ class Registry:
     def _attach(self, subscription: Subscription) -> None:
         config = subscription.config
         self.by_id[config.id] = subscription
-        for path, link in subscription.links.items():
-            self._links.setdefault(path, {})[subscription] = link
         if subscription.pattern is not None:
             self._patterns.add(subscription.pattern, subscription)
         if config.wake_stream is not None:
