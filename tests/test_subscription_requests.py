@@ -650,3 +650,23 @@ def test_more_streams_than_a_subscription_may_have(
     assert len(office.streams()) == 5
     added = office.ask("POST", "s/streams", {"streams": ["one/more"]})
     assert error(added) == (409, "TOO_MANY_STREAMS")
+
+
+def test_a_commit_costs_what_changes_with_it(office: Office) -> None:
+    """Of many subscriptions to a stream those are looked at that had nothing to read; one to
+    another stream never is."""
+    for number in range(20):
+        office.ask("PUT", f"s{number}", PULL)
+    office.ask("PUT", "other", {**PULL, "pattern": "tenants/*"})
+    told: list[str] = []
+    office.desk.registry.on_news = lambda subscription: told.append(subscription.config.id)
+    office.append(b"events/old", b"1")
+    assert sorted(told) == sorted(f"s{number}" for number in range(20))
+    office.append(b"events/old", b"2")
+    assert len(told) == 20
+    claimed = office.claim("s7")
+    assert claimed["streams"][0]["tail_offset"] == office.tail(b"events/old")
+    office.ask("POST", "s7/ack", report(claimed), claimed["token"])
+    told.clear()
+    office.append(b"events/old", b"3")
+    assert told == ["s7"]
