@@ -69,7 +69,8 @@ def _begin(effect: Effect[Any], waiter: _Waiter, services: Services) -> None:
             effect.batch.waiters.append(waiter.settled)
             services.committer.kick()
         case Resident():
-            services.loader.wait(effect.path, waiter)
+            if services.loader.look_up(effect.path, waiter):
+                waiter.resume(None)
         case Offload():
             services.workers.submit(effect.call, waiter)
         case Room():
