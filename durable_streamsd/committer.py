@@ -18,12 +18,13 @@ Invariants:
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 
 from durable_streamsd.hub import Hub
 from storage.errors import CommitError, Latched
 from storage.pending import Sealed
+from storage.state import Stream
 from storage.store import Store
 
 __all__ = ["Committer"]
@@ -35,7 +36,7 @@ class Committer:
     """Turns accepted into durable, one batch at a time.
 
     `on_settled` is called after each batch, when there may be room for more; `on_fatal` ends the
-    process.
+    process. `on_woken` is told which streams a batch changed, before anybody is acknowledged.
     """
 
     def __init__(
@@ -45,12 +46,14 @@ class Committer:
         loop: asyncio.AbstractEventLoop,
         on_settled: Callable[[], None],
         on_fatal: Callable[[], None],
+        on_woken: Callable[[Sequence[Stream]], None] = lambda streams: None,
     ) -> None:
         self._store = store
         self._hub = hub
         self._loop = loop
         self._on_settled = on_settled
         self._on_fatal = on_fatal
+        self._on_woken = on_woken
         self._queue: SimpleQueue[Sealed | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
         self._scheduled = False
@@ -129,6 +132,7 @@ class Committer:
             log.error("a batch did not become durable: %s", error)
         self._in_flight = False
         self._hub.wake(finished.woken)
+        self._on_woken(finished.woken)
         for batch in finished.batches:
             for waiter in batch.waiters:
                 try:

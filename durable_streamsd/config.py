@@ -35,6 +35,7 @@ FLAGS = {
     "max-body": "body_bytes_max",
     "public-url": "public_url",
     "log-level": "log_level",
+    "webhook-targets": "webhook_targets",
 }
 """Flags by the setting they set."""
 
@@ -103,6 +104,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """How long a connection stays half open after an error answer, so that it is not lost."""
     drain_timeout_s: Annotated[float, Meta(ge=0.05, le=9)] = 4.0
     """How long SIGTERM waits for answers in flight."""
+
+    # webhooks
+    webhook_targets: Literal["public", "loopback", "private"] = "public"
+    """How far they may go, beyond public addresses by https."""
+    webhook_connections_max: Annotated[int, Meta(ge=1, le=10_000)] = 64
+    webhook_timeout_s: Annotated[float, Meta(ge=0.05, le=600)] = 10.0
+    """From the beginning of a delivery to the end of its answer."""
 
     # storage
     segment_bytes: Annotated[int, Meta(ge=MIB, le=2048 * MIB)] = 256 * MIB

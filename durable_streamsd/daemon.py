@@ -42,8 +42,11 @@ from durable_streamsd.services import (
     Services,
     Workers,
 )
+from durable_streamsd.subscriptions.desk import Desk
+from durable_streamsd.subscriptions.runner import Runner
+from durable_streamsd.subscriptions.targets import Reach
 from durable_streamsd.wheel import Wheel
-from storage.errors import DirectoryLocked, OpenError, StorageError
+from storage.errors import CorruptData, DirectoryLocked, OpenError, StorageError
 from storage.indexer_process import IndexerProcess
 from storage.limits import Limits
 from storage.store import Store
@@ -59,7 +62,7 @@ ABORT_TIMEOUT_S = 0.5
 COMMIT_TIMEOUT_S = 2.0
 """How long the last batch may take to be written."""
 SPARE_FILES = 256
-"""File descriptors that are not connections: segments, index, pipes."""
+"""File descriptors that are neither connections nor webhooks: segments, index, pipes."""
 TCP_NOTSENT_LOWAT = 25
 """Of <linux/tcp.h>; the standard library has no name for it."""
 UNSENT_BYTES_MAX = 128 << 10
@@ -122,7 +125,16 @@ class Daemon:
         self._services = services
         self._general = General(services)
         self._lane = Lane(services, self._general)
+        desk = services.desk
+        try:
+            left_over = desk.load()
+        except CorruptData as error:
+            print(f"durable-streamsd: {error}", file=sys.stderr)
+            self._store.close()
+            return EXIT_FAILED
         services.committer.start()
+        self._runner = Runner(services, desk)
+        self._runner.start(left_over)
         self._indexer.start(loop.call_soon_threadsafe)
         server = await loop.create_server(
             self._lane if self._settings.express_lane else self._general,
@@ -169,6 +181,7 @@ class Daemon:
         self._lane.drain()
         self._general.drain()
         services.hub.wake_all()
+        await self._runner.stop()
         try:
             async with asyncio.timeout(self._settings.drain_timeout_s):
                 await services.connections.none()
@@ -234,13 +247,17 @@ def build_services(
     )
     hub = Hub(loop)
     workers = Workers(loop)
+    desk = Desk(store, Reach(settings.webhook_targets))
+    context = Context(store, options)
+    context.subscriptions = desk
     return Services(
         settings=settings,
         store=store,
-        context=Context(store, options),
+        context=context,
         hub=hub,
         wheel=Wheel(loop),
-        committer=Committer(store, hub, loop, on_settled, _die),
+        committer=Committer(store, hub, loop, on_settled, _die, desk.committed),
+        desk=desk,
         workers=workers,
         loader=Loader(store, workers),
         room=Room(store),
@@ -284,9 +301,9 @@ def _within_file_limit(settings: Settings) -> Settings:
     """Ask the system for as many open files as it gives, and promise no more connections."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY:
-        hard = settings.connections_max + SPARE_FILES
+        hard = settings.connections_max + settings.webhook_connections_max + SPARE_FILES
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    possible = max(1, hard - SPARE_FILES)
+    possible = max(1, hard - settings.webhook_connections_max - SPARE_FILES)
     if possible < settings.connections_max:
         usual = possible >= Settings().connections_max / 2
         log.log(

@@ -29,6 +29,7 @@ from durable_streamsd.committer import Committer
 from durable_streamsd.config import Settings
 from durable_streamsd.core.context import Context
 from durable_streamsd.hub import Hub
+from durable_streamsd.subscriptions.desk import Desk
 from durable_streamsd.wheel import Wheel
 from storage.errors import Latched
 from storage.residents import Loaded
@@ -383,6 +384,7 @@ class Services:
     settings: Settings
     store: Store
     context: Context
+    desk: Desk
     hub: Hub
     wheel: Wheel
     committer: Committer

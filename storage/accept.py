@@ -6,7 +6,14 @@ and leaves the stream resting on the batch. Whether a change may be made is deci
 
 from storage.framing import Framed
 from storage.pending import PendingBatch
-from storage.record import Configuration, Record, RecordType, encode, encode_plain_append
+from storage.record import (
+    Configuration,
+    Entry,
+    Record,
+    RecordType,
+    encode,
+    encode_plain_append,
+)
 from storage.state import Append, Stream
 
 PRODUCER_ID_BYTES_MAX = 480
@@ -160,3 +167,8 @@ def accept_deadline(batch: PendingBatch, stream: Stream, deadline_ms: int) -> No
     stream.deadline_sequence = batch.sequence
     record = Record(RecordType.TOUCH, stream.id, stream.tail, deadline_ms=deadline_ms)
     batch.add_record(stream, encode(record))
+
+
+def accept_value(batch: PendingBatch, key: bytes, value: bytes) -> None:
+    """What another subsystem keeps under a key from now on; empty: nothing."""
+    batch.add_value(key, value, encode(Record(RecordType.VALUE, 0, 0, value=Entry(key, value))))

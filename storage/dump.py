@@ -68,6 +68,9 @@ def _record(record: Record) -> dict[str, Any]:
     for name, field in record._asdict().items():
         if name in ("type", "stream_id") or field is None or field is False:
             continue
+        if name == "value":  # may be a secret: a signing key
+            value["key"], value["value_bytes"] = _plain(field.key), len(field.value)
+            continue
         value[name] = _plain(field._asdict() if hasattr(field, "_asdict") else field)
     return value
 

@@ -12,6 +12,7 @@ pages have none. Tables:
     expiry     deadline ms, stream id → nothing
     forks      source id, offset up to which the fork needs it, fork id → nothing
     segments   segment id → live payload bytes: those of its runs in `runs`
+    values     key → value: what other subsystems keep in the log
 
 Integers in keys are 8 bytes, big-endian, so that they sort. A packed run:
 
@@ -40,7 +41,7 @@ from storage.errors import CorruptData, IndexFailed, OpenError
 MAP_BYTES = 1 << 40
 ENTRY_BYTES_MAX = 1_900
 KEY_BYTES_MAX = 511
-TABLES = ("state", "paths", "streams", "runs", "producers", "expiry", "forks", "segments")
+TABLES = ("state", "paths", "streams", "runs", "producers", "expiry", "forks", "segments", "values")
 KEY_TABLES = frozenset({"expiry", "forks"})
 """Tables whose entries are keys without values."""
 
@@ -381,6 +382,32 @@ class Index:
                     paths.append(meta.path)
         return paths
 
+    def value(self, key: bytes) -> bytes | None:
+        """What another subsystem keeps under a key."""
+        with self._look() as txn:
+            return self._get(txn, "values", key)
+
+    def values(self, prefix: bytes) -> list[tuple[bytes, bytes]]:
+        """All keys that begin with `prefix`, in order, and their values.
+
+        Walks the whole table, because a damaged page can hide others from a search.
+        """
+        found = []
+        count = 0
+        last = b""
+        with self._look() as txn, txn.cursor(db=self._tables["values"]) as cursor:
+            for key, value in cursor:
+                if bytes(key) <= last:
+                    raise _damaged("values", key, "is out of order")
+                last = bytes(key)
+                count += 1
+                checked = self._checked("values", key, value)
+                if last.startswith(prefix):
+                    found.append((last, checked))
+            if count != txn.stat(self._tables["values"])["entries"]:
+                raise _damaged("values", prefix, "is lost, or one that follows it is")
+        return found
+
     def copy(self, destination: Path) -> None:
         """Write a compact copy, as of now, into an empty folder. Raises `IndexFailed`."""
         try:
@@ -524,6 +551,13 @@ class IndexTransaction:
         new = self._index._get(self._txn, "producers", key) is None
         self._put("producers", key, _PRODUCER.pack(epoch, seq))
         return new
+
+    def put_value(self, key: bytes, value: bytes) -> None:
+        """Write what another subsystem keeps under a key; an empty value removes it."""
+        if value:
+            self._put("values", key, value)
+        else:
+            self._txn.delete(key, db=self._tables["values"])
 
     def add_live_bytes(self, segment_id: int, change_bytes: int) -> None:
         """Count payload of a segment that streams still need."""

@@ -22,6 +22,7 @@ INDEXED_TYPES = frozenset(
         RecordType.DELETE,
         RecordType.TOUCH,
         RecordType.SOFT_DELETE,
+        RecordType.VALUE,
     }
 )
 """What this release can follow; the other types are for later ones."""
@@ -92,6 +93,7 @@ class Step:
         self._live_bytes: dict[int, int] = {}
         self._less_needed: dict[int, None] = {}
         """Streams that were soft-deleted, or lost a fork or a part of what one needs."""
+        self._values: dict[bytes, bytes] = {}
 
     def apply(self, segment: SegmentFile, batch: BatchView) -> None:
         """Gather a batch: its records first, so that a created stream is known to its run."""
@@ -112,6 +114,9 @@ class Step:
                 meta.kept = record.offset
                 meta.deadline_ms = None
                 self._less_needed[record.stream_id] = None
+            elif record.type is RecordType.VALUE:
+                self._keep(segment, batch, record)
+                continue  # it is about no stream
             elif record.type not in INDEXED_TYPES:
                 raise CorruptData(
                     segment.name,
@@ -153,6 +158,8 @@ class Step:
             transaction.put_stream(stream_id, meta, change.old_deadline_ms)
         for segment_id, live_bytes in self._live_bytes.items():
             transaction.add_live_bytes(segment_id, live_bytes)
+        for key, value in self._values.items():
+            transaction.put_value(key, value)
         transaction.put_checkpoint(self._checkpoint)
         return self._checkpoint
 
@@ -223,6 +230,11 @@ class Step:
                 transaction.put_fork(fork.source_id, fork.reach, stream_id)
                 self._change_of(fork.source_id)
                 self._less_needed[fork.source_id] = None
+
+    def _keep(self, segment: SegmentFile, batch: BatchView, record: Record) -> None:
+        if record.value is None:
+            raise CorruptData(segment.name, batch.position, "a value record has no value")
+        self._values[record.value.key] = record.value.value
 
     def _note(self, segment: SegmentFile, batch: BatchView, record: Record) -> None:
         """Take over what a record says beside its payload; a plain append says nothing."""

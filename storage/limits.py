@@ -34,6 +34,9 @@ class Limits:
     """Sources behind a fork: what one look-up loads, and one read may have to visit."""
     path_bytes_max: int = 480
     """LMDB refuses keys over 511 bytes."""
+    value_key_bytes_max: int = 500
+    value_bytes_max: int = 64 << 10
+    """Of what other subsystems keep under one key."""
     reserve_bytes: int = 8 << 20
     """Disk space given back when the disk is full, so that deletes can still be written."""
     zero_ahead_bytes: int = 8 << 20

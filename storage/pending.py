@@ -32,7 +32,16 @@ class PendingRun:
 class PendingBatch(Batch):
     """A batch that still takes changes."""
 
-    __slots__ = ("payload_bytes", "reclaims", "record_bytes", "records", "runs", "touched", "undo")
+    __slots__ = (
+        "payload_bytes",
+        "reclaims",
+        "record_bytes",
+        "records",
+        "runs",
+        "touched",
+        "undo",
+        "values",
+    )
 
     def __init__(self, sequence: int) -> None:
         super().__init__(sequence)
@@ -41,6 +50,7 @@ class PendingBatch(Batch):
         self.payload_bytes = 0
         self.runs: dict[Stream, PendingRun] = {}
         self.touched: dict[Stream, None] = {}
+        self.values: dict[bytes, bytes] = {}
         self.undo: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self.reclaims = True
 
@@ -67,6 +77,18 @@ class PendingBatch(Batch):
             run.add(data, lengths)
         self.payload_bytes += len(data)
         self.reclaims = False
+
+    def add_value(self, key: bytes, value: bytes, record: bytes) -> None:
+        """Put in a value; empty: its key goes.
+
+        It counts as payload too, so that a batch of many values is bounded like one of appends.
+        """
+        self.records.append(record)
+        self.record_bytes += len(record)
+        self.payload_bytes += len(value)
+        self.values[key] = value
+        if value:
+            self.reclaims = False
 
     def size_bytes_max(self) -> int:
         """At least what the batch will take in the log."""

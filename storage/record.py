@@ -26,7 +26,8 @@ one append commit together or not at all. Payload bytes are not in it: they foll
                         The record's own offset is where the fork's own bytes begin: the fork offset
                         with the sub-offset resolved.
     0x40 origin         u64: sequence of the batch that first held the record (set when it is moved)
-    0x80 value          length u32 · bytes: what other subsystems keep in the log (subscriptions)
+    0x80 value          key length u16 · value length u32 · key · value: what other subsystems keep
+                        in the log (subscriptions); an empty value removes the key
 
 Left out on purpose: a checksum per record. A batch is checked as a whole, as it commits as one.
 """
@@ -41,8 +42,8 @@ assert HEAD.size == 28
 PRODUCER = struct.Struct("<QQH")
 CONFIGURATION = struct.Struct("<BQQHH")
 FORK = struct.Struct("<QQQQB")
+ENTRY = struct.Struct("<HI")
 U16 = struct.Struct("<H")
-U32 = struct.Struct("<I")
 U64 = struct.Struct("<Q")
 
 HAS_PRODUCER = 0x01
@@ -102,6 +103,13 @@ class Fork(NamedTuple):
     asked: int
 
 
+class Entry(NamedTuple):
+    """A key of another subsystem, and its value from now on: empty when it has none any more."""
+
+    key: bytes
+    value: bytes
+
+
 class Record(NamedTuple):
     """One change. Without sections it is a plain append."""
 
@@ -116,7 +124,7 @@ class Record(NamedTuple):
     configuration: Configuration | None = None
     fork: Fork | None = None
     origin: int | None = None
-    value: bytes | None = None
+    value: Entry | None = None
 
 
 def encode(record: Record) -> bytes:
@@ -151,7 +159,8 @@ def encode(record: Record) -> bytes:
         parts.append(U64.pack(record.origin))
     if record.value is not None:
         sections |= HAS_VALUE
-        parts += (U32.pack(len(record.value)), record.value)
+        key, value = record.value
+        parts += (ENTRY.pack(len(key), len(value)), key, value)
     body = b"".join(parts)
     return (
         HEAD.pack(
@@ -242,8 +251,10 @@ def _sections(
         (origin,) = U64.unpack_from(block, at)
         at += U64.size
     if sections & HAS_VALUE:
-        (size,) = U32.unpack_from(block, at)
-        value, at = _take(block, at + U32.size, size)
+        key_size, size = ENTRY.unpack_from(block, at)
+        key, at = _take(block, at + ENTRY.size, key_size)
+        content, at = _take(block, at, size)
+        value = Entry(key, content)
     record = Record(
         record_type,
         stream_id,

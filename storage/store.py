@@ -14,8 +14,9 @@ Invariants
 
 import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from storage.accept import (
     accept_append,
@@ -23,6 +24,7 @@ from storage.accept import (
     accept_deadline,
     accept_delete,
     accept_plain_append,
+    accept_value,
 )
 from storage.backlog import Backlog
 from storage.directory import DataDirectory
@@ -50,6 +52,7 @@ from storage.recovery import Recovered, recover
 from storage.residents import Loaded, Residents, TailCache
 from storage.state import Append, Batch, Kind, Outcome, Stream, StreamConfig, decide, misframed
 from storage.stitching import stitched
+from storage.values import Values
 
 DUE_STREAMS_PER_TICK = 1_000
 FULL = "The disk is full: nothing was kept, and writing resumes when there is space."
@@ -96,6 +99,7 @@ class Store:
         self._sealed: Sealed | None = None
         self._held: dict[Stream, None] = {}
         self._backlog = Backlog(limits, recovered.end.sequence, self.now_ms())
+        self._values = Values(index)
 
     @classmethod
     def open(cls, path: Path, limits: Limits | None = None, disk: Disk | None = None) -> Self:
@@ -448,6 +452,41 @@ class Store:
         if not stream.gone:
             self.touch(stream)
 
+    def put_value(
+        self, key: bytes, value: bytes, restore: Callable[..., None], *arguments: Any
+    ) -> Batch:
+        """Keep a value under a key from now on; an empty one removes the key, also when full.
+
+        Returns the batch it rests on. If that fails, `restore(*arguments)` is called: what fails
+        together is taken back in the reverse order, before any waiter of the batch is told.
+        Raises `CommitError` when the store takes no writes, `ValueError` for what is too long.
+        """
+        limits = self.limits
+        if not 0 < len(key) <= limits.value_key_bytes_max or len(value) > limits.value_bytes_max:
+            raise ValueError("the index takes no such key or value, and so could never go on")
+        if value:
+            self._check_writable()
+        elif self.latched:
+            raise Latched(LATCHED)
+        self._open.undo.append((restore, arguments))
+        accept_value(self._open, key, value)
+        return self._open
+
+    def resting_on(self, sequence: int) -> Batch | None:
+        """The batch with this sequence number, if it is not durable yet."""
+        return self._batch_at(sequence)
+
+    def value(self, key: bytes) -> bytes | None:
+        """What is durably kept under a key. Raises `CorruptData`."""
+        return self._values.get(key)
+
+    def values(self, prefix: bytes) -> list[tuple[bytes, bytes]]:
+        """What is durably kept under all keys that begin with `prefix`, in order of the keys.
+
+        Raises `CorruptData`.
+        """
+        return self._values.scan(prefix)
+
     def _resting(self, outcome: Outcome) -> Outcome:
         if outcome.stream is not None:
             outcome.batch = self.batch_of(outcome.stream)
@@ -516,6 +555,8 @@ class Store:
             stream.used_ms = sealed.time_ms
             stream.gone = deleted
             stream.durable_soft_deleted = soft_deleted
+        if batch.values:
+            self._values.committed(batch.sequence, batch.values)
         self._backlog.add(sealed)
         return Finished([batch], woken)
 
@@ -557,6 +598,7 @@ class Store:
         """The index got this far: what it has need not stay in memory."""
         self.indexing = False
         self._backlog.reached(checkpoint.sequence, self.now_ms())
+        self._values.reached(checkpoint.sequence)
 
     def index_step(self) -> None:
         """Take the index on by one step, here and now."""

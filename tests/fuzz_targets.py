@@ -59,6 +59,7 @@ from storage.listing import PAGE_STREAMS_MAX
 from storage.record import (
     Configuration,
     DecodeError,
+    Entry,
     Fork,
     Producer,
     Record,
@@ -136,7 +137,7 @@ def drawn_record(draw: Draw) -> Record:
         configuration if sections & 16 else None,
         fork if sections & 32 else None,
         draw.integer(8) if sections & 64 else None,
-        draw.short() if sections & 128 else None,
+        Entry(draw.short(), draw.short()) if sections & 128 else None,
     )
 
 
@@ -679,7 +680,8 @@ def seeds(name: str) -> Iterator[bytes]:
     full = encode(
         Record(
             RecordType.CREATE, 1, 2, 3, Producer(b"p", 1, 2), b"seq", True, 5,
-            Configuration(b"path", b"text/plain", 60, None), Fork(1, 2, 3, 4, 5), 6, b"value",
+            Configuration(b"path", b"text/plain", 60, None), Fork(1, 2, 3, 4, 5), 6,
+            Entry(b"k", b"v"),
         )
     )  # fmt: skip
     if name in ("record", "record_round_trip"):

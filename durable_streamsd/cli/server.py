@@ -28,6 +28,12 @@ def _settings_options(command: Callable[..., None]) -> Callable[..., None]:
             help="What to log: debug, info, warning or error [info].",
         ),
         click.option(
+            "--webhook-targets",
+            metavar="HOW-FAR",
+            help="Where webhooks may go: public, loopback or private addresses [public; dev: "
+            "loopback].",
+        ),
+        click.option(
             "--public-url",
             metavar="URL",
             help="Scheme and host to use in absolute URLs, such as https://streams.example.org "
@@ -96,6 +102,9 @@ def dev(context: click.Context, /, **flags: Any) -> None:
       durable-streamsd dev --port 0 --data-dir ./data
     """
     settings = _load(context, flags, None)
+    if flags["webhook_targets"] is None and settings.webhook_targets == Settings().webhook_targets:
+        flags["webhook_targets"] = "loopback"
+        settings = _load(context, flags, None)
     with contextlib.ExitStack() as stack:
         if settings.data_dir:
             said = f"streams are kept in {settings.data_dir}"

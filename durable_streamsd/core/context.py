@@ -12,6 +12,7 @@ from durable_streamsd.core.problems import Code, Problem
 from durable_streamsd.core.shared import SharedAnswers
 
 if TYPE_CHECKING:
+    from durable_streamsd.subscriptions.desk import Desk
     from storage.store import Store
 
 __all__ = ["Context", "Options"]
@@ -49,6 +50,8 @@ class Context:
         self.options = options or Options()
         self.monotonic_s = monotonic_s
         self.draining = False
+        self.subscriptions: Desk | None = None
+        """Put in by the daemon; without it the control API of subscriptions is not served."""
         self.common = common_block(self.options.cors_origin)
         url = self.options.public_url
         self.base_url = None if url is None else url.rstrip("/").encode("ascii")

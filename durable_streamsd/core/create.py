@@ -4,7 +4,6 @@ A repeated PUT with the stream's configuration is a success that neither compare
 body. What a fork is made of is in `forks`.
 """
 
-import re
 from functools import partial
 
 from durable_streamsd.core.context import Context
@@ -18,6 +17,7 @@ from durable_streamsd.core.headers import (
 )
 from durable_streamsd.core.lines import content_type_line, tail_lines
 from durable_streamsd.core.message import Request, Response
+from durable_streamsd.core.origin import origin_of
 from durable_streamsd.core.paths import STREAM_ROOT, quote_path
 from durable_streamsd.core.problems import Code, Problem
 from storage.errors import NotResident
@@ -27,8 +27,6 @@ from storage.state import Kind, Outcome, StreamConfig, stream_config
 __all__ = ["create"]
 
 DEFAULT_CONTENT_TYPE = b"application/octet-stream"
-
-_HOST = re.compile(rb"(?:[0-9A-Za-z._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
 
 async def create(request: Request, path: bytes, context: Context) -> Response:
@@ -43,6 +41,9 @@ async def create(request: Request, path: bytes, context: Context) -> Response:
         content_type = parse_content_type(headers.get(b"content-type", DEFAULT_CONTENT_TYPE))
         config = stream_config(content_type, ttl_s, expires_ms)
         outcome = await _decide(path, config, request, context)
+    if outcome.kind is Kind.CREATED and context.subscriptions is not None:
+        assert outcome.stream is not None
+        context.subscriptions.created(outcome.stream)  # within the batch that creates it
     if outcome.batch is not None:
         await Durable(outcome.batch)
     kind = outcome.kind
@@ -100,13 +101,4 @@ async def _decide(path: bytes, config: StreamConfig, request: Request, context: 
 def _location(request: Request, path: bytes, context: Context) -> bytes:
     """`Location`: absolute, from the configured URL or from `Host`; a path for HTTP/1.0."""
     target = STREAM_ROOT + quote_path(path)
-    base = context.base_url
-    if base is None:
-        host = request.headers.get(b"host")
-        if host is None:
-            base = b""
-        elif _HOST.fullmatch(host):
-            base = b"%b://%b" % (request.scheme.encode("ascii"), host)
-        else:
-            raise Problem(Code.BAD_HOST)
-    return b"Location: %b%b\r\n" % (base, target)
+    return b"Location: %b%b\r\n" % (origin_of(request, context), target)

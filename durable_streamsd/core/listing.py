@@ -31,9 +31,8 @@ from durable_streamsd.core.problems import Problem, reserved_error
 from durable_streamsd.core.snapshot import SMALL_ANSWER_BYTES
 from storage.listing import PAGE_STREAMS_MAX, Listed, Listing
 
-__all__ = ["LISTING_PATH", "BadListing", "list_streams", "parse_listing"]
+__all__ = ["BadListing", "list_streams", "parse_listing"]
 
-LISTING_PATH: Final = b"__ds/streams"
 LIMIT_DEFAULT: Final = 100
 ENTRY_BYTES_MAX: Final = 4 * PATH_BYTES_MAX + 1_024
 """Of one stream in an answer: two paths, each byte of which may be escaped, a type, the rest."""

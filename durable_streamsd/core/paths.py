@@ -15,10 +15,13 @@ from durable_streamsd.core.problems import Code, Problem
 __all__ = [
     "PATH_BYTES_MAX",
     "STREAM_ROOT",
+    "check_path",
     "decode_path",
+    "decode_segment",
     "is_reserved",
     "parse_path",
     "quote_path",
+    "quote_segment",
 ]
 
 STREAM_ROOT: Final = b"/v1/stream/"
@@ -34,17 +37,29 @@ _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 @lru_cache(PARSED_PATHS_MAX)
 def parse_path(raw: bytes) -> bytes:
     """The stream path behind `STREAM_ROOT`, decoded. Raises `Problem`."""
-    path = decode_path(raw)
-    if any(segment in (b"", b".", b"..") for segment in path.split(b"/")):
-        raise Problem(Code.BAD_PATH)
-    return path
+    return check_path(decode_segment(raw))
 
 
 def decode_path(raw: bytes) -> bytes:
     """A path or a part of one, decoded, its segments not looked at. Raises `Problem`."""
+    return _check_characters(decode_segment(raw))
+
+
+def decode_segment(raw: bytes) -> bytes:
+    """Anything that is percent-encoded, decoded and not looked at. Raises `Problem`."""
     if _BAD_ESCAPE.search(raw):
         raise Problem(Code.BAD_PATH)
-    path = unquote_to_bytes(raw)
+    return unquote_to_bytes(raw)
+
+
+def check_path(path: bytes) -> bytes:
+    """A stream path that is decoded already. Raises `Problem`."""
+    if any(segment in (b"", b".", b"..") for segment in path.split(b"/")):
+        raise Problem(Code.BAD_PATH)
+    return _check_characters(path)
+
+
+def _check_characters(path: bytes) -> bytes:
     if len(path) > PATH_BYTES_MAX or _CONTROL.search(path):
         raise Problem(Code.BAD_PATH)
     try:
@@ -57,6 +72,11 @@ def decode_path(raw: bytes) -> bytes:
 def is_reserved(path: bytes) -> bool:
     """Whether a parsed path belongs to the control routes (protocol 6)."""
     return path == b"__ds" or path.startswith(b"__ds/")
+
+
+def quote_segment(segment: bytes) -> bytes:
+    """One segment of a URL's path, percent-encoded."""
+    return quote_from_bytes(segment, safe="~!$&'()*+,;=:@").encode("ascii")
 
 
 def quote_path(path: bytes) -> bytes:

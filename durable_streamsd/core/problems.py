@@ -14,8 +14,16 @@ import enum
 import json
 
 from durable_streamsd.core.message import Response
+from storage.errors import (
+    CommitError,
+    CorruptData,
+    IndexFailed,
+    OffsetError,
+    OutOfSpace,
+    StorageError,
+)
 
-__all__ = ["Code", "Problem", "reserved_error"]
+__all__ = ["Code", "Problem", "problem_of", "reserved_error"]
 
 
 class Code(enum.Enum):
@@ -387,11 +395,32 @@ class Problem(Exception):
         return Response(code.status, headers, json.dumps(document).encode())
 
 
+def problem_of(error: StorageError) -> Problem:
+    """What a client is told of an error of the store."""
+    for kind, code in _STORAGE_CODES:
+        if isinstance(error, kind):
+            return Problem(code)
+    raise error  # one that handlers have to deal with: a bug
+
+
+_STORAGE_CODES: tuple[tuple[type[StorageError], Code], ...] = (
+    (OutOfSpace, Code.OUT_OF_SPACE),
+    (CommitError, Code.OUTCOME_UNKNOWN),
+    (OffsetError, Code.OFFSET_INSIDE_MESSAGE),
+    (IndexFailed, Code.INDEX_UNAVAILABLE),
+    (CorruptData, Code.CORRUPT_DATA),
+)
+
 _HEAD_LINES = b"Content-Type: application/problem+json\r\nCache-Control: no-store\r\n"
 
 
-def reserved_error(common: bytes, status: int, code: str, message: str) -> Response:
-    """An error of the reserved `__ds` routes, which have a shape of their own (protocol 6)."""
-    document = {"error": {"code": code, "message": message}}
+def reserved_error(
+    common: bytes, status: int, code: str, message: str, *lines: bytes, **details: object
+) -> Response:
+    """An error of the reserved `__ds` routes, which have a shape of their own (protocol 6).
+
+    `lines` are further header lines, `details` further members of the error.
+    """
+    document = {"error": {"code": code, "message": message, **details}}
     head = b"Content-Type: application/json\r\nCache-Control: no-store\r\n"
-    return Response(status, (common, head), json.dumps(document).encode())
+    return Response(status, (common, head, *lines), json.dumps(document).encode())

@@ -3,8 +3,7 @@
 The routes:
 
     /v1/stream/{path}            GET HEAD PUT POST DELETE
-    /v1/stream/__ds/streams      GET HEAD, an extension: what streams there are
-    /v1/stream/__ds/...          reserved for control APIs (protocol 6), none of which exists yet
+    /v1/stream/__ds/...          control APIs (protocol 6): see `control`
     /healthz /health /readyz     GET HEAD
     everything                   OPTIONS
 
@@ -16,28 +15,21 @@ from typing import Any
 
 from durable_streamsd.core.append import DirectAppend, append
 from durable_streamsd.core.context import Context
+from durable_streamsd.core.control import control
 from durable_streamsd.core.create import create
 from durable_streamsd.core.delete import delete
 from durable_streamsd.core.direct import Direct
 from durable_streamsd.core.effects import Effect
 from durable_streamsd.core.health import HEALTH_PATHS, health
 from durable_streamsd.core.lines import allow_line
-from durable_streamsd.core.listing import LISTING_PATH, list_streams
 from durable_streamsd.core.live import follow, long_poll
 from durable_streamsd.core.message import Request, Response
 from durable_streamsd.core.paths import STREAM_ROOT, is_reserved, parse_path
 from durable_streamsd.core.preflight import preflight
-from durable_streamsd.core.problems import Code, Problem, reserved_error
+from durable_streamsd.core.problems import Code, Problem, problem_of
 from durable_streamsd.core.query import Live, parse_query
 from durable_streamsd.core.read import DirectRead, catch_up, head
-from storage.errors import (
-    CommitError,
-    CorruptData,
-    IndexFailed,
-    OffsetError,
-    OutOfSpace,
-    StorageError,
-)
+from storage.errors import StorageError
 
 __all__ = ["direct_of", "dispatch", "failure"]
 
@@ -61,22 +53,8 @@ async def dispatch(request: Request, context: Context) -> Response | None:
 
 def failure(error: Problem | StorageError, context: Context) -> Response:
     """The answer to a request that failed with this error. Raises it again if there is none."""
-    if isinstance(error, Problem):
-        return error.response(context.common)
-    for kind, code in _FAILURES.items():
-        if isinstance(error, kind):
-            return context.problem(code)
-    raise error
-
-
-_FAILURES: dict[type[StorageError], Code] = {
-    OutOfSpace: Code.OUT_OF_SPACE,
-    CommitError: Code.OUTCOME_UNKNOWN,
-    OffsetError: Code.OFFSET_INSIDE_MESSAGE,
-    IndexFailed: Code.INDEX_UNAVAILABLE,
-    CorruptData: Code.CORRUPT_DATA,
-}
-"""In this order: running out of space is a commit error too."""
+    problem = error if isinstance(error, Problem) else problem_of(error)
+    return problem.response(context.common)
 
 
 def direct_of(method: str, target: bytes, headers: dict[bytes, bytes]) -> Direct | None:
@@ -103,12 +81,11 @@ async def _route(request: Request, context: Context) -> Response | None:
     if request.method == "OPTIONS":
         return preflight(context)
     if target.startswith(STREAM_ROOT):
+        if target.startswith(_RESERVED):  # before the path is judged: ids have rules of their own
+            return await control(request, context)
         path = parse_path(target[len(STREAM_ROOT) :])
         if is_reserved(path):
-            if path == LISTING_PATH:
-                return await list_streams(request, context)
-            message = "This server has no control API at this path."
-            return reserved_error(context.common, 404, "NOT_FOUND", message)
+            return await control(request, context)
         handler = _HANDLERS.get(request.method)
         if handler is None:
             raise Problem(Code.METHOD_NOT_ALLOWED, allow_line())
@@ -127,6 +104,8 @@ async def _get(request: Request, path: bytes, context: Context) -> Response | No
         return None
     return await catch_up(request, path, query, context)
 
+
+_RESERVED = STREAM_ROOT + b"__ds/"
 
 _HANDLERS: dict[str, Handler] = {
     "GET": _get,

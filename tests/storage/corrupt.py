@@ -154,7 +154,8 @@ def serve_child(path: Path, streams: int) -> None:
     """The process behind `Apart`: it takes the intact directory for the truth."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     store = open_store(path, LIMITS)
-    lab = Lab(path, state_of(store, streams), {}, GONE)
+    kept = dict(store.values(b"key/"))
+    lab = Lab(path, state_of(store, streams), {}, GONE, kept)
     abandon(store)
     print(json.dumps(["ready"]), flush=True)
     for line in sys.stdin:

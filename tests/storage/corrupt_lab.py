@@ -63,6 +63,8 @@ class Lab:
     before_last: dict[bytes, Truth]
     """What it would hold without its last batch."""
     gone: list[bytes]
+    values: dict[bytes, bytes]
+    """What other subsystems keep, with its last batch and without."""
     intact: dict[str, bytes] = field(default_factory=dict)
     _stamps: dict[str, tuple[int, int]] = field(default_factory=dict)
 
@@ -135,9 +137,13 @@ def _fill(path: Path, streams: int) -> Lab:
     engine.create(store, b"until", JSON, expires_ms=START_MS + 3_600_000)
     engine.append(store, b"text", "grüße ".encode() * 12, producer=Producer(b"p", 0, 0))
     engine.append(store, b"json", b'["%b", 3, [4]]' % (b"long" * 40), stream_seq=b"01")
+    values = {b"key/%03d" % number: b"value %d" % number for number in range(max(2, streams))}
+    for key, value in [(b"key/gone", b"gone"), *values.items()]:
+        store.put_value(key, value, print)
     engine.create(store, b"kept", JSON, body=b'[1, "for a fork", 2]')
     engine.commit(store)
     engine.index_all(store)
+    store.put_value(b"key/gone", b"", print)
     engine.fork(store, b"fork", b"bytes", 60, 7, body=b"its own")
     engine.fork(store, b"heir", b"kept", 17, ttl_s=700)
     engine.append(store, b"kept", b'"nobody sees this"')
@@ -166,7 +172,7 @@ def _fill(path: Path, streams: int) -> Lab:
     engine.commit(store)
     truth = state_of(store, streams)
     store.close()
-    return Lab(path, truth, before, GONE)
+    return Lab(path, truth, before, GONE, values)
 
 
 def _fill_more(store: ManualStore, streams: int) -> None:
@@ -238,6 +244,12 @@ def observe(lab: Lab, truth: dict[bytes, Truth] | None = None) -> Seen:
                 if not isinstance(error, CorruptData) and "run reindex" not in str(error):
                     raise
                 refused[path] = str(error)
+        try:
+            kept = store.values(b"key/")
+            if kept != sorted(lab.values.items()):
+                raise Wrong(f"of {len(lab.values)} values there are {kept}")
+        except StorageError as error:
+            refused[b"(values)"] = str(error)
         for path in lab.gone:
             try:
                 if engine.visible(store, path) is not None:

@@ -152,7 +152,8 @@ class Machine:
         assert work.acknowledged <= sequence <= work.acknowledged + work.in_flight
         work.acknowledged, work.in_flight = sequence, False
         work.accepted = {key: stream.copy() for key, stream in work.states[sequence].items()}
-        check_store(work.store, work.accepted)
+        work.values = dict(work.values_of[sequence])
+        check_store(work.store, work.accepted, work.values)
 
 
 def limits_of(chance: random.Random) -> Limits:

@@ -323,8 +323,9 @@ def test_the_log_cut_within_the_ends_of_a_family(tmp_path: Path) -> None:
         shutil.copytree(tmp_path / "data", copy)
         (copy / "segments" / segment.name).write_bytes(data[:cut])
         store = open_store(copy, ROOMY, clock_ms=work.store.clock_ms)
-        seen.add(store.recovered.end.sequence)
-        check_store(store, work.states[store.recovered.end.sequence])
+        sequence = store.recovered.end.sequence
+        seen.add(sequence)
+        check_store(store, work.states[sequence], work.values_of[sequence])
         family_is_whole(store._index)
         abandon(store)
         shutil.rmtree(copy)

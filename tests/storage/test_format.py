@@ -33,6 +33,7 @@ from storage.index import RUN_HEAD, RunPlace, pack_run, seal, unpack_runs
 from storage.record import (
     Configuration,
     DecodeError,
+    Entry,
     Fork,
     Producer,
     Record,
@@ -105,9 +106,9 @@ GOLDEN_RECORDS = {
         "4d00000000000000",
     ),
     "value": (
-        Record(RecordType.VALUE, 0, 0, value=b"xyz"),
-        "23000000" "07" "80" "0000" "0000000000000000" "0000000000000000" "00000000"
-        "03000000" "78797a",
+        Record(RecordType.VALUE, 0, 0, value=Entry(b"k", b"xyz")),
+        "26000000" "07" "80" "0000" "0000000000000000" "0000000000000000" "00000000"
+        "0100" "03000000" "6b" "78797a",
     ),
     "delete": (
         Record(RecordType.DELETE, 6, 9),
@@ -120,16 +121,16 @@ GOLDEN_RECORDS = {
     "every section, in the order of the bits": (
         Record(
             RecordType.APPEND, 5, 100, 3, PRODUCER, b"s", True, 1,
-            Configuration(b"a", b"b", 2, None), Fork(1, 2, 3, 4, 5), 6, b"v",
+            Configuration(b"a", b"b", 2, None), Fork(1, 2, 3, 4, 5), 6, Entry(b"k", b"v"),
         ),
-        "80000000" "01" "ff" "0000" "0500000000000000" "6400000000000000" "03000000"
+        "83000000" "01" "ff" "0000" "0500000000000000" "6400000000000000" "03000000"
         "0700000000000000" "0800000000000000" "0200" "7031"
         "0100" "73"
         "0100000000000000"
         "01" "0200000000000000" "0000000000000000" "0100" "0100" "61" "62"
         "0100000000000000" "0200000000000000" "0300000000000000" "0400000000000000" "05"
         "0600000000000000"
-        "01000000" "76",
+        "0100" "01000000" "6b" "76",
     ),
 }  # fmt: skip
 
@@ -150,7 +151,7 @@ RECORDS = st.builds(
     st.none() | st.builds(Configuration, SHORT, SHORT, st.none() | U64, st.none() | U64),
     st.none() | st.builds(Fork, U64, U64, U64, U64, st.integers(0, 7)),
     st.none() | U64,
-    st.none() | SHORT,
+    st.none() | st.builds(Entry, SHORT, SHORT),
 )
 PAYLOADS = st.lists(
     st.tuples(U32, U32, st.binary(min_size=1, max_size=50)),

@@ -613,3 +613,42 @@ def test_an_expired_path_is_free_in_the_same_batch(tmp_path: Path) -> None:
     assert len(list(after._index.streams())) == 1
     abandon(after)
     store.close()
+
+
+# Values
+
+
+def test_values_are_bounded(tmp_path: Path) -> None:
+    """Keys and values that the index could not take are refused, and many values fill a batch."""
+    store = open_store(tmp_path, replace(SMALL, batch_bytes_max=100))
+    limits = store.limits
+    for key, value in (
+        (b"", b"v"),
+        (b"k" * (limits.value_key_bytes_max + 1), b"v"),
+        (b"k", b"v" * (limits.value_bytes_max + 1)),
+    ):
+        with pytest.raises(ValueError, match="index"):
+            store.put_value(key, value, print)
+    assert store.seal() is None
+    store.put_value(b"k" * limits.value_key_bytes_max, b"v" * 99, print)
+    assert store.accepting
+    store.put_value(b"l", b"v", print)
+    assert not store.accepting
+    engine.commit(store)
+    engine.index_all(store)
+    assert store.value(b"k" * limits.value_key_bytes_max) == b"v" * 99
+    store.close()
+
+
+def test_values_leave_memory(tmp_path: Path) -> None:
+    """What the index has is not kept in memory, however often it changed."""
+    store = open_store(tmp_path)
+    for number in range(20):
+        store.put_value(b"k", b"%d" % number, print)
+        store.put_value(b"k%d" % number, b"x", print)
+        engine.commit(store)
+    engine.index_all(store)
+    assert not store._values._newer
+    assert store.value(b"k") == b"19"
+    assert len(store.values(b"k")) == 21
+    store.close()

@@ -30,6 +30,7 @@ EXAMPLES_MAX = int(os.environ.get("MODEL_EXAMPLES_MAX", "150"))
 PATHS = [b"a", b"b/c", b"d"]
 TYPES = [BYTES, TEXT, JSON]
 PRODUCERS = [b"p", b"q"]
+KEYS = [b"k", b"k/1", b"l"]
 BODIES = st.one_of(
     st.binary(min_size=1, max_size=30),
     st.integers(100, 1_500).map(lambda size: b"x" * size),
@@ -162,6 +163,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.limits = SMALL
         self.accepted: dict[bytes, State] = {}
         self.durable: dict[bytes, State] = {}
+        self.accepted_values: dict[bytes, bytes] = {}
+        self.durable_values: dict[bytes, bytes] = {}
         self.pending: dict[bytes, None] = {}
         self.waiting: list[list[CommitError | None]] = []
         self.now_ms = START_MS
@@ -185,8 +188,10 @@ class StoreMachine(RuleBasedStateMachine):
         try:
             if hasattr(self, "store"):
                 self.check_everything()
+                self.check_values()
                 self.restart()
                 self.check_everything()
+                self.check_values()
                 self.store.close()
         finally:
             if hasattr(self, "store"):
@@ -233,12 +238,14 @@ class StoreMachine(RuleBasedStateMachine):
     def lose_accepted(self) -> None:
         """Accepted state goes back to durable state."""
         self.accepted = {path: state.copy() for path, state in self.durable.items()}
+        self.accepted_values = dict(self.durable_values)
         self.pending.clear()
         self.waiting.clear()
 
     def keep_accepted(self) -> None:
         """Accepted state becomes durable state."""
         self.durable = {path: state.copy() for path, state in self.accepted.items()}
+        self.durable_values = dict(self.accepted_values)
         for state in self.durable.values():
             state.life.committed_ms = state.life.deadline_ms
         self.pending.clear()
@@ -380,6 +387,29 @@ class StoreMachine(RuleBasedStateMachine):
         self.pending[path] = None
         self.resting(path, outcome)
 
+    @rule(key=st.sampled_from(KEYS), value=st.sampled_from([b"", b"1", b"2" * 3_000]))
+    def keep_a_value(self, key: bytes, value: bytes) -> None:
+        """Keep a value under a key, or none."""
+        before = self.accepted_values.get(key, b"")
+        told: list[CommitError | None] = []
+        self.waiting.append(told)
+        batch = self.store.put_value(key, value, self.set_value, key, before)
+        batch.waiters.append(told.append)
+        self.set_value(key, value)
+
+    def set_value(self, key: bytes, value: bytes) -> None:
+        """What the store calls to take a value back."""
+        self.accepted_values[key] = value
+
+    @rule()
+    def check_values(self) -> None:
+        """What is durably kept is the model's, also by prefix."""
+        kept = {key: value for key, value in self.durable_values.items() if value}
+        for prefix in (b"", b"k", b"k/"):
+            named = [item for item in sorted(kept.items()) if item[0].startswith(prefix)]
+            assert self.store.values(prefix) == named
+        assert [self.store.value(key) for key in KEYS] == [kept.get(key) for key in KEYS]
+
     # Reads
 
     def visible_at(self, path: bytes) -> tuple[Stream, State] | None:
@@ -484,6 +514,8 @@ class StoreMachine(RuleBasedStateMachine):
         assert isinstance(self.store.commit(), OutOfSpace)
         assert not self.disk.full
         told = list(self.waiting)
+        kept = {key: value for key, value in self.accepted_values.items() if value}
+        assert kept == {key: value for key, value in self.durable_values.items() if value}
         self.lose_accepted()
         self.waiting = told
         self.settle(OutOfSpace)

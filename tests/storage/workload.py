@@ -54,6 +54,9 @@ class Expected:
 
 
 State = dict[bytes, Expected]
+Values = dict[bytes, bytes]
+
+KEYS = [b"s/one", b"s/two", b"t/one"]
 
 
 def copy_of(state: State) -> State:
@@ -69,6 +72,8 @@ class Workload:
         self.chance = random.Random(seed)
         self.accepted: State = {}
         self.states: list[State] = [{}]
+        self.values: Values = {}
+        self.values_of: list[Values] = [{}]
         self.acknowledged = 0
         self.in_flight = False
         self.stream_ids_max = 0
@@ -91,6 +96,9 @@ class Workload:
 
     def change(self) -> None:
         """One change of some stream. Raises `CommitError` when the store takes none."""
+        if self.chance.random() < 0.15:
+            self.keep()
+            return
         path = self.chance.choice(PATHS)
         stream = self.accepted.get(path)
         if stream is not None and stream.soft_deleted:
@@ -105,6 +113,20 @@ class Workload:
             self.touch(path)
         else:
             self.append(path, stream)
+
+    def keep(self) -> None:
+        """Keep a value under a key, or nothing any more."""
+        key = self.chance.choice(KEYS)
+        before = self.values.get(key, b"")
+        value = self.chance.randbytes(self.chance.choice([0, 1, 30, 900]))
+        self.store.put_value(key, value, self._kept, key, before)
+        self._kept(key, value)
+
+    def _kept(self, key: bytes, value: bytes) -> None:
+        if value:
+            self.values[key] = value
+        else:
+            self.values.pop(key, None)
 
     def create(self, path: bytes) -> None:
         """Create a stream, sometimes with content."""
@@ -235,6 +257,7 @@ class Workload:
         if not self.store._open.records:
             return None
         self.states[before + 1 :] = [copy_of(self.accepted)]
+        self.values_of[before + 1 :] = [dict(self.values)]
         self.in_flight = True
         error = self.store.commit()
         if error is None:
@@ -244,6 +267,7 @@ class Workload:
             self.stream_ids_max = max([self.stream_ids_max, *ids])
         else:
             self.accepted = copy_of(self.states[before])
+            assert self.values == self.values_of[before], "a value was not taken back"
         self.in_flight = False
         return error
 
@@ -251,8 +275,9 @@ class Workload:
 # What a reopened store is held to
 
 
-def check_store(store: ManualStore, state: State) -> None:
-    """All guarantees about content, for a store that holds exactly `state`."""
+def check_store(store: ManualStore, state: State, values: Values) -> None:
+    """All guarantees about content, for a store that holds exactly `state` and `values`."""
+    values_are_kept(store, values)
     acknowledged_is_present(store, state)
     deleted_stays_deleted(store, state)
     for path, expected in state.items():
@@ -289,6 +314,15 @@ def deleted_stays_deleted(store: Store, state: State) -> None:
         if expected is None or kept:
             assert engine.visible(store, path) is None
             assert engine.find(store, path) is None
+
+
+def values_are_kept(store: Store, values: Values) -> None:
+    """Every key has the value it was given last, and no other key has one."""
+    assert store.values(b"") == sorted(values.items())
+    for key in KEYS:
+        assert store.value(key) == values.get(key)
+        named = [(name, value) for name, value in sorted(values.items()) if name.startswith(key)]
+        assert store.values(key) == named
 
 
 Seen = dict[bytes, tuple[int, int]]
