@@ -37,7 +37,7 @@ REPLAYED_STREAMS = 4
 REPLAYED_MESSAGES = 4
 REPLAYED_MESSAGE_BYTES = 1 << 20
 REPLAY_SECONDS = 0.5
-"""All together 134 MB/s, a tenth of a core for the generator."""
+"""All together 134 MB/s, a twentieth of a core for the generator."""
 
 SUBSCRIBERS = 16
 """One for every fourth stream: with 100, sending to them is more work than the appends are, and no

@@ -6,6 +6,9 @@ go over connections of their own, so they may arrive out of order; the server th
 the producer sends that append again as soon as all before it are acknowledged. (To pipeline them
 on one connection would keep them in order, but no client does it.)
 
+One refusal leads to more: while an append waits to be sent again, the next one overtakes it, and is
+refused as well. A server that lets connections overtake each other is sent nearly all twice.
+
 A latency runs from first sending an append to its acknowledgement, however often it was sent.
 In the end each producer repeats its last append, which must be taken for a duplicate, and its
 stream must hold what it sent, each once, in order of sequence.

@@ -15,6 +15,7 @@ Left out: what an effect means to a request (`exchange`), and sockets (the lanes
 
 import asyncio
 import logging
+import resource
 import socket
 import struct
 import time
@@ -51,7 +52,6 @@ __all__ = [
 
 WORKERS_MAX = 4
 LOOKUPS_PER_HOP_MAX = 64
-QUICK_S = 0.000_5
 COLD_S = 1.0
 ANSWERS_PER_TURN_BYTES_MAX = 1 << 20
 """Of large answers begun in one turn of the loop; one more answer may pass it."""
@@ -62,6 +62,11 @@ SERVER = "durable-streamsd"
 """The `Server` header of every answer."""
 
 log = logging.getLogger(__name__)
+
+
+def disk_faults() -> int:
+    """How often this thread had to wait for a page of memory to come from the disk."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
 
 
 class Resumable(Protocol):
@@ -100,9 +105,9 @@ class Loader:
     """Looks streams up in the index: at once, as long as that is quick, otherwise in a thread.
 
     A look-up of pages that are in memory takes 5 µs, and a thread's is ten times as much: so it is
-    made on the loop, until one that took longer than `QUICK_S` shows that pages have to come from
-    the disk. For `COLD_S` from then on threads wait for them, and the loop does not. In a thread,
-    there is one look-up per path in flight, and many paths are looked up in a hop.
+    made on the loop, until the system had to fetch a page from the disk for one. For `COLD_S` from
+    then on threads wait for pages, and the loop does not. There, one look-up per path is in flight,
+    and many paths are looked up in a hop.
 
     Those who wait for a path resume in the order in which they came, in the callback that admits
     it: the store evicts nothing within a callback, so the requests of one stream stay in order.
@@ -128,10 +133,10 @@ class Loader:
             return False
         began_s = time.monotonic()
         if began_s >= self.cold_until_s:
+            faults = disk_faults()
             admitted = self._admit(self._look_up(path)) is None
-            ended_s = time.monotonic()
-            if ended_s - began_s > QUICK_S:
-                self.cold_until_s = ended_s + COLD_S
+            if disk_faults() != faults:
+                self.cold_until_s = time.monotonic() + COLD_S
             if admitted:
                 return True
         self._waiters[path] = [waiter]

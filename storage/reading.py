@@ -313,6 +313,10 @@ class Reader:
             parts.append(part)
         return join(snapshot, pieces, parts)
 
+    def gathered(self, snapshot: Snapshot) -> Chunk | None:
+        """The chunk, if it was put together before and is remembered with its bytes."""
+        return self._gathered.get(snapshot)
+
     def planned(self, snapshot: Snapshot) -> Chunk | None:
         """The chunk, if the index was asked before and memory or the page cache has the bytes."""
         gathered = self._gathered.get(snapshot)

@@ -123,6 +123,10 @@ class RunList:
         self._starts = []
         self._head = 0
 
+    def newest(self) -> Run | None:
+        """The last run that was added, if it was not forgotten."""
+        return self._runs[-1] if self._head < len(self._runs) else None
+
     def first_start(self) -> int | None:
         """The lowest offset that memory knows of."""
         return self._starts[self._head] if self._head < len(self._starts) else None

@@ -55,6 +55,8 @@ from storage.stitching import stitched
 from storage.values import Values
 
 DUE_STREAMS_PER_TICK = 1_000
+QUICK_READ_BYTES_MAX = 512 << 10
+"""More than this is read in a thread even if it is in memory."""
 FULL = "The disk is full: nothing was kept, and writing resumes when there is space."
 LATCHED = "A write to disk failed: the store takes no more writes until the daemon is restarted."
 
@@ -622,12 +624,18 @@ class Store:
     def read(self, stream: Stream, offset: int, limit_bytes: int) -> Chunk | ColdRead:
         """Durable bytes from `offset` (0 to the durable tail), about `limit_bytes` of them.
 
-        A `Chunk` when memory or the page cache has them, else a `ColdRead` to run in a thread.
+        A `Chunk` when memory or the page cache has them and they are not many, else a `ColdRead` to
+        run in a thread: to copy and check some MiB takes milliseconds, and needs no interpreter.
         Raises `OffsetError` for an offset inside a JSON message, `CorruptData` for damage.
         """
         tail = stream.durable_tail
         if offset >= tail:
             return Chunk(b"", offset, offset, True, stream.durable_closed)
+        newest = stream.runs.newest()
+        if newest is not None and newest.start == offset and newest.end == tail:
+            data = newest.data
+            if data is not None and len(data) <= limit_bytes:  # what a live reader mostly asks for
+                return Chunk(data, offset, tail, True, stream.durable_closed)
         snapshot = Snapshot(
             stream.id, stream.config.framing, offset, limit_bytes, tail, stream.durable_closed
         )
@@ -635,11 +643,12 @@ class Store:
         if origin is not None and offset < origin.seam:
             return stitched(self._reader, snapshot, stream)
         first = stream.runs.first_start()
+        small = min(limit_bytes, tail - offset) <= QUICK_READ_BYTES_MAX
         if first is not None and first <= offset:
             runs = stream.runs.covering(offset, limit_bytes)
-            chunk = self._reader.quick(snapshot, runs)
+            chunk = self._reader.quick(snapshot, runs) if small else None
             return chunk or ColdRead(self._reader, snapshot, runs, offset)
-        chunk = self._reader.planned(snapshot)
+        chunk = self._reader.planned(snapshot) if small else self._reader.gathered(snapshot)
         if chunk is not None:
             return chunk
         if first is None:

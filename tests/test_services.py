@@ -9,6 +9,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import cast
 
+import pytest
+
+from durable_streamsd import services
 from durable_streamsd import wheel as wheel_module
 from durable_streamsd.services import Allowance, Loader, Room, Workers
 from durable_streamsd.wheel import Timed, Wheel, ticks_of
@@ -135,13 +138,14 @@ def test_a_quick_look_up_is_made_at_once() -> None:
     assert told == ["bad CorruptData"]
 
 
-def test_after_a_slow_look_up_the_loop_makes_none() -> None:
-    """One that had to wait for the disk is the last that holds the loop up, for a while."""
+def test_after_a_look_up_on_disk_the_loop_makes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that had to wait for a page is the last that holds the loop up, for a while."""
     told: list[str] = []
+    faults = iter((7, 8))
+    monkeypatch.setattr(services, "disk_faults", lambda: next(faults))
 
     async def scenario(store: StandIn, loader: Loader) -> None:
-        slow = threading.Timer(0.05, store.may_load.set)
-        slow.start()
+        store.may_load.set()
         before_s = time.monotonic()
         assert loader.look_up(b"slow", Waiter("slow", told))
         assert loader.cold_until_s > before_s

@@ -6,6 +6,9 @@ No wake is lost: a handler compares the stream's durable state with what it has 
 One encoding serves all: whoever is woken first encodes the answer and leaves it in the context's
 `SharedAnswers`, under a key that names everything its bytes depend on.
 
+A reader of an event stream that keeps up is a `Follower`: its next event is sent by the driver when
+the hub wakes it, and the handler runs only when there is more to it than that.
+
 A slow reader is never pushed: `Send` resumes when the socket has room, and the next event is read
 from the reader's own offset, however far the stream has moved on. While a handler waits, for
 whatever it may be, it holds no event and no answer.

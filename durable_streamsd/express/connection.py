@@ -20,6 +20,9 @@ Invariants:
 - a connection is given to the general lane only between requests, all answers written, with every
   byte from the foreign request on
 
+A request whose head was here before, and which the core can answer at once, runs through
+`data_received`, `_dispatch`, `settled` and `respond` and nothing else.
+
 Left out: parsing (`head`, `body`); what to answer (core); TLS.
 """
 
