@@ -160,10 +160,14 @@ class Exchange(Timed):
         wake = self._pending
         if type(wake) is not Wake:
             return
-        if wake.follower is not None and not self.share:
-            frame = wake.follower.next_frame()
-            if frame is not None:
-                self._sent_to(wake.follower, wake, frame)
+        if wake.follower is not None:
+            try:
+                frame = wake.follower.next_frame()
+                if frame is not None:
+                    self._sent_to(wake.follower, wake, frame)
+                    return
+            except Exception:
+                self.crashed()
                 return
         if wake.due:
             self.resume(True)

@@ -1,7 +1,8 @@
 """Accepting: what a decided change does to a stream's accepted state and to the open batch.
 
-Every function takes back everything on its own through the batch's undo list, writes one record,
-and leaves the stream resting on the batch. Whether a change may be made is decided before.
+Every function notes on the batch's undo list what it changes, writes one record, and leaves the
+stream resting on the batch. Whoever makes a stream rest on a batch first notes its tail: plain
+appends that follow need not. Whether a change may be made is decided before.
 """
 
 from storage.framing import Framed

@@ -24,6 +24,9 @@ from storage.limits import Limits
 from storage.segment import SegmentFile, segment_path
 from storage.state import Run
 
+QUICK_PIECES_MAX = 1_024
+QUICK_BYTES_MAX = 512 << 10
+"""More than this is put together in a thread even if it is in memory."""
 SCATTERED_PIECES = 64
 """A chunk of more is remembered with its bytes; of fewer, with the places where they lie."""
 
@@ -118,6 +121,9 @@ class Plans:
                 self._plans.popitem(last=False)
 
 
+ENTRY_OVERHEAD_BYTES = 512
+
+
 class Gathered:
     """Chunks that took many small reads to put together, the least recently used forgotten first.
 
@@ -150,17 +156,19 @@ class Gathered:
 
     def put(self, snapshot: Snapshot, chunk: Chunk) -> None:
         """Remember what a read of this snapshot gave."""
-        size = len(chunk.data)
+        size = len(chunk.data) + ENTRY_OVERHEAD_BYTES
         if size > self._bytes_max // 4:
             return
         key = (snapshot.stream_id, snapshot.offset, snapshot.limit_bytes, snapshot.more)
         with self._lock:
             older = self._chunks.pop(key, None)
-            self._bytes += size - (len(older[0]) if older is not None else 0)
+            if older is not None:
+                self._bytes -= len(older[0]) + ENTRY_OVERHEAD_BYTES
+            self._bytes += size
             self._chunks[key] = (chunk.data, snapshot.tail)
             while self._bytes > self._bytes_max:
                 _, (data, _) = self._chunks.popitem(last=False)
-                self._bytes -= len(data)
+                self._bytes -= len(data) + ENTRY_OVERHEAD_BYTES
 
 
 def select(snapshot: Snapshot, runs: Sequence[Run | RunPlace]) -> list[Piece]:
@@ -303,8 +311,12 @@ class Reader:
         self._gathered = Gathered(limits.gathered_bytes_max)
 
     def quick(self, snapshot: Snapshot, runs: Sequence[Run | RunPlace]) -> Chunk | None:
-        """The chunk, if all its bytes are in memory or in the page cache."""
+        """The chunk, if all its bytes are in memory or in the page cache, and it is soon done."""
+        if len(runs) > QUICK_PIECES_MAX:
+            return None
         pieces = select(snapshot, runs)
+        if sum(piece.size for piece in pieces) > QUICK_BYTES_MAX:
+            return None
         parts: list[bytes | bytearray] = []
         for piece in pieces:
             part = self._cached_part(snapshot, piece)
@@ -313,15 +325,15 @@ class Reader:
             parts.append(part)
         return join(snapshot, pieces, parts)
 
-    def gathered(self, snapshot: Snapshot) -> Chunk | None:
+    def remembered(self, snapshot: Snapshot) -> Chunk | None:
         """The chunk, if it was put together before and is remembered with its bytes."""
         return self._gathered.get(snapshot)
 
     def planned(self, snapshot: Snapshot) -> Chunk | None:
         """The chunk, if the index was asked before and memory or the page cache has the bytes."""
-        gathered = self._gathered.get(snapshot)
-        if gathered is not None:
-            return gathered
+        remembered = self.remembered(snapshot)
+        if remembered is not None:
+            return remembered
         places = self._plans.get(snapshot)
         return None if places is None else self.quick(snapshot, places)
 

@@ -55,8 +55,6 @@ from storage.stitching import stitched
 from storage.values import Values
 
 DUE_STREAMS_PER_TICK = 1_000
-QUICK_READ_BYTES_MAX = 512 << 10
-"""More than this is read in a thread even if it is in memory."""
 FULL = "The disk is full: nothing was kept, and writing resumes when there is space."
 LATCHED = "A write to disk failed: the store takes no more writes until the daemon is restarted."
 
@@ -192,6 +190,7 @@ class Store:
         stream = self._residents.peek(path)
         if stream is None or stream.deadline_ms is not None or not stream.durable or stream.gone:
             return None
+        stream.used_ms = self.now_ms()
         return stream
 
     def load(self, path: bytes) -> Loaded:
@@ -441,9 +440,10 @@ class Store:
         return self._open
 
     def hold(self, stream: Stream) -> None:
-        """A live reader follows the stream from now on: it stays in memory, and its TTL waits."""
+        """A live reader follows the stream from now on: it stays in memory, its TTL waits, and its
+        end at a fixed time is not left to the index."""
         stream.live_readers += 1
-        if stream.config.ttl_s is not None:
+        if stream.deadline_ms is not None:
             self._held[stream] = None
 
     def release(self, stream: Stream) -> None:
@@ -643,12 +643,11 @@ class Store:
         if origin is not None and offset < origin.seam:
             return stitched(self._reader, snapshot, stream)
         first = stream.runs.first_start()
-        small = min(limit_bytes, tail - offset) <= QUICK_READ_BYTES_MAX
         if first is not None and first <= offset:
             runs = stream.runs.covering(offset, limit_bytes)
-            chunk = self._reader.quick(snapshot, runs) if small else None
+            chunk = self._reader.remembered(snapshot) or self._reader.quick(snapshot, runs)
             return chunk or ColdRead(self._reader, snapshot, runs, offset)
-        chunk = self._reader.planned(snapshot) if small else self._reader.gathered(snapshot)
+        chunk = self._reader.planned(snapshot)
         if chunk is not None:
             return chunk
         if first is None:
@@ -690,7 +689,10 @@ class Store:
         Streams with live readers are renewed before, so that a crash cannot end them early.
         """
         for held in self._held:
-            self.touch(held)
+            if held.expired(now_ms):
+                self._expire(held)  # the index may not know of it yet
+            else:
+                self.touch(held)
         for path in self._index.due(now_ms, DUE_STREAMS_PER_TICK):
             try:
                 self.admit(self.load(path))

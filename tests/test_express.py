@@ -19,14 +19,16 @@ from raw_http import encode
 
 from durable_streamsd.config import Settings
 from durable_streamsd.core.effects import Offload
+from durable_streamsd.core.live import Reader
 from durable_streamsd.core.message import Request, Response
 from durable_streamsd.core.problems import Code
 from durable_streamsd.daemon import build_services
 from durable_streamsd.express import connection as connection_module
+from durable_streamsd.express import lane as lane_module
 from durable_streamsd.express.body import Body, ChunkedBody, SizedBody, body_of
 from durable_streamsd.express.connection import Connection
 from durable_streamsd.express.head import CHUNKED, Head, Refused, parse_head
-from durable_streamsd.express.lane import Lane
+from durable_streamsd.express.lane import REMEMBERED_HEAD_BYTES_MAX, Lane
 from storage.disk import Disk
 from storage.store import Store
 
@@ -458,6 +460,61 @@ def test_an_append_whose_client_vanished_is_kept(run: Run) -> None:
         assert transport.written == b""
         assert await bench.content() == b"xy"
 
+    run(scenario)
+
+
+def test_a_bug_in_pushing_without_the_handler_cuts_the_stream(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An event that was lost to it must not be followed by others."""
+
+    def broken(_: Reader) -> None:
+        raise ZeroDivisionError
+
+    async def scenario(bench: Bench) -> None:
+        connection, transport = bench.connect()
+        connection.data_received(encode("GET", f"{PATH}?offset=-1&live=sse"))
+        await transport.until(lambda: b"upToDate" in transport.written)
+        with monkeypatch.context() as patch:
+            patch.setattr(Reader, "next_frame", broken)
+            await bench.ask(encode("POST", PATH, TEXT, body=b"x"))
+            await transport.until(lambda: transport.aborted)
+        connection.connection_lost(None)
+
+    run(scenario)
+
+
+def test_a_remembered_head_with_another_body_is_not_the_same_request(run: Run) -> None:
+    """What a head means is remembered, not where its body ends: pieces, pipelining and more than
+    one request in a read are read as ever."""
+
+    async def scenario(bench: Bench) -> None:
+        connection, transport = bench.connect()
+        request = encode("POST", PATH, TEXT, body=b"12345")
+        connection.data_received(request)
+        await transport.answers(1)
+        connection.data_received(request[:-2])
+        connection.data_received(request[-2:] + request)
+        await transport.answers(3)
+        connection.data_received(request + encode("GET", PATH))
+        assert await transport.answers(5) == [204, 204, 204, 204, 200]
+        assert await bench.content() == b"12345" * 4
+
+    run(scenario)
+
+
+def test_remembered_heads_are_bounded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients that send ever new heads, or long ones, fill no memory."""
+
+    async def scenario(bench: Bench) -> None:
+        for number in range(20):
+            await bench.ask(encode("GET", f"{PATH}?offset=-1&n={number}"))
+            assert len(bench.lane.heads) <= 8
+        bench.lane.heads.clear()
+        await bench.ask(encode("GET", f"{PATH}?offset=-1&{'n' * REMEMBERED_HEAD_BYTES_MAX}"))
+        assert not bench.lane.heads
+
+    monkeypatch.setattr(lane_module, "HEADS_MAX", 8)
     run(scenario)
 
 

@@ -313,10 +313,10 @@ class Connection(Exchange, asyncio.Protocol):
                 self.crashed()
                 return
             if answer is not None:
+                self._deferred = answer
                 if answer.rests_on is None:
-                    self.respond(answer)
+                    self.settled(None)
                 else:
-                    self._deferred = answer
                     answer.rests_on.waiters.append(self.settled)
                     self.services.committer.kick()
                 return
@@ -417,6 +417,7 @@ class Connection(Exchange, asyncio.Protocol):
 
     def abort(self) -> None:
         self._phase = CLOSED
+        self._deferred = None
         cut_off(self._transport)
 
     def _answered(self, keep: bool) -> None:

@@ -196,6 +196,21 @@ def test_idle_streams_are_evicted(tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_stream_that_is_read_is_not_idle(tmp_path: Path) -> None:
+    """Reads that load nothing keep a stream, and the bytes that are cached of it, in memory."""
+    store = open_store(tmp_path, SMALL)
+    engine.create(store, b"s", body=b"hello")
+    engine.commit(store)
+    engine.index_all(store)
+    for _ in range(3):
+        store.clock_ms += SMALL.idle_ms - 1
+        stream = store.visible_now(b"s")
+        assert stream is not None
+        store.tick(store.now_ms())
+    assert store.visible_now(b"s") is stream
+    store.close()
+
+
 def test_a_crowd_is_evicted_at_once(tmp_path: Path) -> None:
     """Above the limit streams leave as soon as the index has them, idle or not."""
     store = open_store(tmp_path, replace(SMALL, resident_streams_max=10, tail_cache_bytes_max=0))
