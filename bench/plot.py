@@ -107,7 +107,7 @@ def _bar(axes: "Axes", at: float, other: Outcome, scenario: ScenarioReport, colo
     """Draw one bar with its figure, and return its ratio; 1 if there is none."""
     ratio = scenario.ratio(other)
     if ratio is None:
-        said = "failed" if other.error else "cannot do this"
+        said = "failed" if other.error else "not compared"
         axes.annotate(
             f"{other.name}: {said}",
             (1, at),
