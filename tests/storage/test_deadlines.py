@@ -54,3 +54,18 @@ def test_a_restart_finds_the_time_of_creation(tmp_path: Path) -> None:
     store = open_store(tmp_path / "data")
     assert engine.seen(store, b"s").created_ms == created_ms
     store.close()
+
+
+def test_a_live_reader_learns_of_the_end_before_the_index_does(tmp_path: Path) -> None:
+    """A stream with a fixed end that somebody follows ends on time, though nothing is indexed."""
+    store = open_store(tmp_path / "data")
+    engine.create(store, b"s", expires_ms=store.clock_ms + 1_000)
+    assert store.commit() is None
+    stream = engine.seen(store, b"s")
+    store.hold(stream)
+    store.clock_ms += 1_000
+    store.tick(store.now_ms())
+    assert store.commit() is None
+    assert stream.gone
+    store.release(stream)
+    store.close()
