@@ -40,8 +40,8 @@ REPLAY_SECONDS = 0.5
 """All together 134 MB/s, a twentieth of a core for the generator."""
 
 SUBSCRIBERS = 16
-"""One for every fourth stream: with 100, sending to them is more work than the appends are, and no
-server keeps up."""
+"""One for every fourth stream. With 100, what is sent to them is more work than the appends: on 2
+cores this daemon then loses 27 % of its appends and the Rust server 17 %, each of its own 60 %."""
 
 CONTENT_TYPE = "text/plain"
 """Messages of text come as they are; bytes would come in base64."""
