@@ -176,13 +176,14 @@ def encode(record: Record) -> bytes:
     )
 
 
-PLAIN_APPEND = HEAD.pack(HEAD.size, RecordType.APPEND, 0, 0, 0, 0, 0)[:8]
+_APPEND = int(RecordType.APPEND)
+PLAIN_APPEND = HEAD.pack(HEAD.size, _APPEND, 0, 0, 0, 0, 0)[:8]
 """How an append without sections begins: it says nothing that its run does not say too."""
 
 
 def encode_plain_append(stream_id: int, offset: int, payload_bytes: int) -> bytes:
     """`encode` of an append without sections: the common one, at a third of the cost."""
-    return HEAD.pack(HEAD.size, 1, 0, 0, stream_id, offset, payload_bytes)
+    return HEAD.pack(HEAD.size, _APPEND, 0, 0, stream_id, offset, payload_bytes)
 
 
 _TYPES: dict[int, RecordType] = {int(kind): kind for kind in RecordType}

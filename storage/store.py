@@ -232,9 +232,9 @@ class Store:
 
     def batch_of(self, stream: Stream) -> Batch | None:
         """The batch that the stream's accepted state rests on, if it is not durable yet."""
-        return self._batch_at(stream.last_sequence)
+        return self.resting_on(stream.last_sequence)
 
-    def _batch_at(self, sequence: int) -> Batch | None:
+    def resting_on(self, sequence: int) -> Batch | None:
         """The batch with this sequence number, if it is not durable yet."""
         if sequence <= self._durable_sequence:
             return None
@@ -435,7 +435,7 @@ class Store:
         if self.latched or stream.deleted or not stream.durable:
             return None
         if deadline_ms is None:
-            return self._batch_at(stream.deadline_sequence)
+            return self.resting_on(stream.deadline_sequence)
         accept_deadline(self._open, stream, deadline_ms)
         return self._open
 
@@ -473,10 +473,6 @@ class Store:
         self._open.undo.append((restore, arguments))
         accept_value(self._open, key, value)
         return self._open
-
-    def resting_on(self, sequence: int) -> Batch | None:
-        """The batch with this sequence number, if it is not durable yet."""
-        return self._batch_at(sequence)
 
     def value(self, key: bytes) -> bytes | None:
         """What is durably kept under a key. Raises `CorruptData`."""

@@ -217,7 +217,7 @@ class Connection(Exchange, asyncio.Protocol):
         raw = data[start:end]
         head = self._lane.heads.get(raw) or self._lane.parse(raw)
         self._head_began = False
-        if not self._lane.serves(head):
+        if not head.served:
             self._hand_over()
             return False
         self._http_11 = head.http_11

@@ -58,7 +58,8 @@ class Refused(Exception):
 class Head:
     """A parsed head; many requests may share it. `length` is that of the body, or CHUNKED.
 
-    `direct` is what to attempt first, if the body has arrived with the head.
+    `served` says whether the express lane answers it, `direct` what to attempt first then, when the
+    body is here: both are the lane's to set.
     """
 
     __slots__ = (
@@ -69,6 +70,7 @@ class Head:
         "keep_alive",
         "length",
         "method",
+        "served",
         "target",
         "upgrade",
     )
@@ -82,6 +84,7 @@ class Head:
         self.length = 0
         self.expects_100 = False
         self.upgrade = False
+        self.served = False
         self.direct: Direct | None = None
 
     # called by httptools

@@ -49,7 +49,8 @@ class Lane:
         """Parse a head, and remember it if that may be of use. Raises Refused."""
         settings = self.services.settings
         head = parse_head(data, settings.head_fields_max)
-        if not 0 <= head.length <= settings.body_bytes_max or not self.serves(head):
+        head.served = self.serves(head)
+        if not 0 <= head.length <= settings.body_bytes_max or not head.served:
             return head
         head.direct = direct = direct_of(head.method, head.target, head.headers)
         repeats = head.method == "GET" if direct is None else direct.repeats

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import engine
+import pytest
 from engine import JSON, SMALL, abandon, bounded, open_store
 from hypothesis import given
 from hypothesis import strategies as st
@@ -104,11 +105,15 @@ NAMES = st.text(alphabet="ab/é\U0001f600", min_size=1, max_size=6).map(str.enco
     seed=st.integers(0, 1 << 30),
 )
 def test_pages_are_the_sorted_paths(
-    tmp_path_factory: object, names: list[bytes], prefix: bytes, limit: int, seed: int
+    tmp_path_factory: pytest.TempPathFactory,
+    names: list[bytes],
+    prefix: bytes,
+    limit: int,
+    seed: int,
 ) -> None:
     """Whatever is indexed, deleted or evicted: pages joined are the paths there are, in order."""
     chance = random.Random(seed)
-    root = tmp_path_factory.mktemp("listing")  # type: ignore[attr-defined]
+    root = tmp_path_factory.mktemp("listing")
     store = open_store(root, SMALL)
     there = set()
     for name in names:
