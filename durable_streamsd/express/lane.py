@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Callable
 
+from durable_streamsd.core.health import HEALTH_PATHS
+from durable_streamsd.core.paths import STREAM_ROOT
 from durable_streamsd.core.router import direct_of
 from durable_streamsd.express.connection import Connection
 from durable_streamsd.express.head import Head, parse_head
@@ -11,9 +13,7 @@ from durable_streamsd.wheel import ticks_of
 
 __all__ = ["Lane"]
 
-_STREAMS = b"/v1/stream/"
-_RESERVED = b"/v1/stream/__ds"
-_HEALTH = frozenset((b"/healthz", b"/readyz", b"/health"))
+_RESERVED = STREAM_ROOT + b"__ds"
 HEADS_MAX = 2_048
 """Heads that are remembered."""
 REMEMBERED_HEAD_BYTES_MAX = 1_024
@@ -65,9 +65,9 @@ class Lane:
         target = head.target
         if head.upgrade or head.method not in _METHODS:
             return False
-        if target.startswith(_STREAMS):
+        if target.startswith(STREAM_ROOT):
             return not target.startswith(_RESERVED)
-        return target in _HEALTH
+        return target in HEALTH_PATHS
 
     @property
     def full(self) -> bool:
