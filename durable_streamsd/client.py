@@ -95,6 +95,10 @@ class StreamInfo(NamedTuple):
     closed: bool
     ttl_seconds: int | None
     expires_at: str | None
+    retain_bytes: int | None
+    retain_seconds: int | None
+    earliest_offset: str | None
+    """Where what is kept begins; told of streams that were cut, or may be."""
     created: bool
     """Whether this request created the stream."""
 
@@ -264,6 +268,8 @@ class StreamClient:
         content_type: str | None = None,
         ttl_seconds: int | None = None,
         expires_at: str | None = None,
+        retain_bytes: int | None = None,
+        retain_seconds: int | None = None,
         closed: bool = False,
         fork: Fork | None = None,
     ) -> StreamInfo:
@@ -275,6 +281,8 @@ class StreamClient:
             "Content-Type": content_type,
             "Stream-TTL": None if ttl_seconds is None else str(ttl_seconds),
             "Stream-Expires-At": expires_at,
+            "Stream-Retain-Bytes": None if retain_bytes is None else str(retain_bytes),
+            "Stream-Retain-Seconds": None if retain_seconds is None else str(retain_seconds),
             "Stream-Closed": "true" if closed else None,
         }
         if fork is not None:
@@ -451,6 +459,9 @@ def _info(response: aiohttp.ClientResponse) -> StreamInfo:
         closed=_is_closed(response),
         ttl_seconds=_number(response.headers.get("Stream-TTL", "")),
         expires_at=response.headers.get("Stream-Expires-At"),
+        retain_bytes=_number(response.headers.get("Stream-Retain-Bytes", "")),
+        retain_seconds=_number(response.headers.get("Stream-Retain-Seconds", "")),
+        earliest_offset=response.headers.get("Stream-Earliest-Offset"),
         created=response.status == 201,
     )
 

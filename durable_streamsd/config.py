@@ -23,6 +23,8 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, inspect
 
+from durable_streamsd.core.retention import RULES_MAX, RetentionRule
+
 __all__ = ["ENVIRONMENT_PREFIX", "FLAGS", "Settings", "SettingsError", "load_settings"]
 
 ENVIRONMENT_PREFIX = "DURABLE_STREAMSD_"
@@ -117,6 +119,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Of one file of the log; made twice `body_bytes_max` where that is more."""
     tail_cache_bytes_max: Annotated[int, Meta(ge=0, le=1 << 40)] = 64 * MIB
     """Of recent payload in memory."""
+    retention: Annotated[tuple[RetentionRule, ...], Meta(max_length=RULES_MAX)] = ()
+    """How much is kept of streams whose creator does not say; only in the file."""
 
 
 def load_settings(
@@ -184,6 +188,8 @@ def _flag(name: str) -> str:
 
 def _checked(name: str, value: object, source: str) -> object:
     """The value as its setting's type. One at a time, so that the sentence can name the place."""
+    if name == "retention":
+        return _checked_rules(value, source)
     plain = _from_words(name, value) if isinstance(value, str) else value
     try:
         one = msgspec.convert({name: plain}, Settings, strict=not isinstance(plain, str))
@@ -192,9 +198,26 @@ def _checked(name: str, value: object, source: str) -> object:
     return getattr(one, name)
 
 
+def _checked_rules(value: object, source: str) -> object:
+    """Retention rules, one table each; sizes may be words there too."""
+    rules = []
+    tables = value if isinstance(value, list) else [value]
+    for number, table in enumerate(tables, 1):
+        if isinstance(table, dict) and isinstance(size := table.get("bytes"), str):
+            table = {**table, "bytes": _from_words("bytes", size)}  # noqa: PLW2901
+        try:
+            rules.append(msgspec.convert(table, RetentionRule))
+        except msgspec.ValidationError as error:
+            expected = "expected tables [[retention]] with pattern, and bytes, seconds or both"
+            raise SettingsError(f"{source}: {expected}: table {number}: {error}") from None
+    if len(rules) > RULES_MAX:
+        raise SettingsError(f"{source}: expected at most {RULES_MAX} tables")
+    return tuple(rules)
+
+
 def _from_words(name: str, text: str) -> object:
     """What people write for switches and sizes, as a value; other text as it is."""
-    if isinstance(getattr(Settings(), name), bool):
+    if isinstance(getattr(Settings(), name, None), bool):
         return {"on": True, "yes": True, "off": False, "no": False}.get(text.lower(), text)
     if "bytes" in name and (size := _SIZE.fullmatch(text)):
         return int(size[1]) * UNITS[size[2]]

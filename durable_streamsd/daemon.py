@@ -29,10 +29,12 @@ import durable_streamsd
 from durable_streamsd.committer import Committer
 from durable_streamsd.config import Settings
 from durable_streamsd.core.context import Context, Options
+from durable_streamsd.core.retention import RetentionRules
 from durable_streamsd.express.lane import Lane
 from durable_streamsd.general import General
 from durable_streamsd.hub import Hub
 from durable_streamsd.logs import set_up_logging
+from durable_streamsd.retainer import Retainer
 from durable_streamsd.services import (
     Allowance,
     Clock,
@@ -123,6 +125,7 @@ class Daemon:
         self._indexer = IndexerProcess(self._store, self._room_made)
         services = build_services(self._settings, self._store, loop, self._room_made)
         self._services = services
+        self._retainer = Retainer(services)
         self._general = General(services)
         self._lane = Lane(services, self._general)
         desk = services.desk
@@ -166,6 +169,7 @@ class Daemon:
         self._services.context.tick()
         self._services.committer.kick()  # for what the store's tick finds: expiries are records
         self._room_made()
+        self._retainer.look()
         self._store.tick(self._store.now_ms())  # last: it may meet a damaged index
 
     def _room_made(self) -> None:
@@ -244,6 +248,7 @@ def build_services(
         read_bytes_max=settings.read_bytes_max,
         public_url=settings.public_url,
         cors_origin=settings.cors_origin,
+        retention_rules=RetentionRules(settings.retention),
     )
     hub = Hub(loop)
     workers = Workers(loop)
