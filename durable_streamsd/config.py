@@ -204,7 +204,7 @@ def _checked_rules(value: object, source: str) -> object:
     tables = value if isinstance(value, list) else [value]
     for number, table in enumerate(tables, 1):
         if isinstance(table, dict) and isinstance(size := table.get("bytes"), str):
-            table = {**table, "bytes": _from_words("bytes", size)}  # noqa: PLW2901
+            table = {**table, "bytes": _from_words("bytes", size)}
         try:
             rules.append(msgspec.convert(table, RetentionRule))
         except msgspec.ValidationError as error:
