@@ -106,9 +106,11 @@ class RetentionMeta(msgspec.Struct, array_like=True):
     keep_s: int | None
     asked: bool
     newest_ms: int = 0
-    """When its newest run was written; never goes back, whatever the clock did."""
+    """When its newest run was written, or else it was created; never goes back."""
+    group_ms: int = 0
+    """When the first of the runs was written that are dropped together with the newest."""
     marks: list[tuple[int, int]] = []
-    """Some offsets, and when writing had got there."""
+    """Where the next such group begins, and when writing had got there."""
     due_ms: int | None = None
     entry_start: int = 0
     entry_bytes: int = 0

@@ -205,7 +205,7 @@ class Step:
             time_ms,
             record.fork.root_id if record.fork is not None else record.stream_id,
             record.offset,
-            retention=_retention_meta(configuration),
+            retention=_retention_meta(configuration, time_ms),
         )
         self._changes[record.stream_id] = Change(meta, None)
         self._transaction.put_path(configuration.path, record.stream_id)
@@ -357,6 +357,7 @@ class Step:
         self._live_bytes[segment_id] = self._live_bytes.get(segment_id, 0) + change_bytes
 
 
-def _retention_meta(configuration: Configuration) -> RetentionMeta | None:
+def _retention_meta(configuration: Configuration, time_ms: int) -> RetentionMeta | None:
+    """What a fork inherits counts as written when it was made."""
     retention = configuration.retention
-    return None if retention is None else RetentionMeta(*retention)
+    return None if retention is None else RetentionMeta(*retention, newest_ms=time_ms)

@@ -48,14 +48,17 @@ CHARACTER_BYTES_MAX = 4
 
 def note_run(retention: RetentionMeta, start: int, time_ms: int) -> None:
     """A run was written that begins at `start`; times go by the log's clock, in its order."""
-    retention.newest_ms = newest_ms = max(retention.newest_ms, time_ms)
-    if retention.keep_s is None:
+    before_ms = retention.newest_ms
+    retention.newest_ms = newest_ms = max(before_ms, time_ms)
+    if (
+        retention.keep_s is None
+        or newest_ms - retention.group_ms < retention.keep_s * 1_000 // MARKS
+    ):
         return
-    marks = retention.marks
-    if not marks or newest_ms - marks[-1][1] >= retention.keep_s * 1_000 // MARKS:
-        marks.append((start, newest_ms))
-        if len(marks) > MARKS_MAX:
-            del marks[::2]
+    retention.group_ms = newest_ms
+    retention.marks.append((start, before_ms))
+    if len(retention.marks) > MARKS_MAX:
+        del retention.marks[::2]
 
 
 def note_cut(meta: StreamMeta, earliest: int) -> None:
