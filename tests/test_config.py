@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from durable_streamsd.config import FLAGS, Settings, SettingsError, load_settings
+from durable_streamsd.core.retention import RetentionRule
 
 
 def test_defaults_are_the_documented_ones() -> None:
@@ -178,3 +179,45 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_other_variables_are_let_be() -> None:
     """Only variables with the prefix are looked at."""
     assert load_settings({}, {"PORT": "1", "STREAM_URL": "x", "DURABLE_X": "1"}) == Settings()
+
+
+def test_retention_rules_come_from_the_file(tmp_path: Path) -> None:
+    """Rules are tables, in their order; sizes may be words, in them too."""
+    file = tmp_path / "daemon.toml"
+    file.write_text(
+        '[[retention]]\npattern = "logs/**"\nbytes = "1MiB"\n'
+        '[[retention]]\npattern = "*"\nbytes = 5\nseconds = 60\n'
+    )
+    assert load_settings({}, {}, file).retention == (
+        RetentionRule("logs/**", bytes=1 << 20),
+        RetentionRule("*", bytes=5, seconds=60),
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "retention = 5",
+        'retention = "**"',
+        '[[retention]]\npattern = "**"',
+        "[[retention]]\nbytes = 5",
+        '[[retention]]\npattern = "a*"\nbytes = 5',
+        '[[retention]]\npattern = ""\nbytes = 5',
+        '[[retention]]\npattern = "**"\nbytes = 0',
+        '[[retention]]\npattern = "**"\nseconds = 1.5',
+        '[[retention]]\npattern = "**"\nbytes = "5 apples"',
+        '[[retention]]\npattern = "**"\nbytes = 5\nage = 7',
+    ],
+)
+def test_wrong_retention_rules(tmp_path: Path, text: str) -> None:
+    """A rule that is not one is refused with its place and what was expected."""
+    file = tmp_path / "daemon.toml"
+    file.write_text(text)
+    with pytest.raises(SettingsError, match=r"retention in .*: expected tables \[\[retention\]\]"):
+        load_settings({}, {}, file)
+
+
+def test_retention_rules_are_no_words(tmp_path: Path) -> None:
+    """The environment has no place for tables, and says so."""
+    with pytest.raises(SettingsError, match="DURABLE_STREAMSD_RETENTION: expected tables"):
+        load_settings({}, {"DURABLE_STREAMSD_RETENTION": "logs/**"})

@@ -148,11 +148,11 @@ async def _find_seam(source: Stream, asked: Asked, context: Context) -> int:
     offset = asked.offset
     if offset is None:
         return 0
-    if offset < source.durable_earliest:
-        raise fork_not_retained(source.root, source.durable_earliest)
     if offset and asked.root != source.root:
         past = offset > source.tail
         raise Problem(Code.FORK_PAST_TAIL if past else Code.BAD_FORK_OFFSET)
+    if offset < source.durable_earliest:
+        raise fork_not_retained(source.root, source.durable_earliest)
     if source.config.framing is not Framing.JSON:
         if offset + asked.sub_offset > source.tail:
             raise Problem(Code.FORK_PAST_TAIL)
