@@ -202,14 +202,14 @@ def _checked_rules(value: object, source: str) -> object:
     """Retention rules, one table each; sizes may be words there too."""
     rules = []
     tables = value if isinstance(value, list) else [value]
-    for number, table in enumerate(tables, 1):
+    for table in tables:
         if isinstance(table, dict) and isinstance(size := table.get("bytes"), str):
             table = {**table, "bytes": _from_words("bytes", size)}
         try:
             rules.append(msgspec.convert(table, RetentionRule))
         except msgspec.ValidationError as error:
             expected = "expected tables [[retention]] with pattern, and bytes, seconds or both"
-            raise SettingsError(f"{source}: {expected}: table {number}: {error}") from None
+            raise SettingsError(f"{source}: {expected}, not {_shown(table)}: {error}") from None
     if len(rules) > RULES_MAX:
         raise SettingsError(f"{source}: expected at most {RULES_MAX} tables")
     return tuple(rules)

@@ -11,6 +11,8 @@ A cut keeps at least what it has to. How much more:
     by seconds   what was written in the same `keep_s / MARKS` seconds
     text         up to three bytes, so that it begins with a character
 
+A text stream that has nothing left but a part of a character stays due, and is looked at in vain.
+
 Invariants
     A cut lies between two messages, within what is durable and indexed, and never goes back.
     What `next_due_ms` says depends on nothing but the log, so that `verify` can compare it.
@@ -79,18 +81,12 @@ def next_due_ms(
     retention = meta.retention
     if retention is None or meta.kept is not None:
         return None
-    least = meta.earliest + _step_bytes_min(meta)
-    if _cut_by_bytes(meta, sources, stream_id, look) >= least:
+    if _cut_by_bytes(meta, sources, stream_id, look) > meta.earliest:
         return retention.newest_ms
-    if retention.keep_s is None or meta.tail < least:
+    if retention.keep_s is None or meta.tail == meta.earliest:
         return None
-    written_ms = next((ms for offset, ms in retention.marks if offset >= least), None)
+    written_ms = next((ms for offset, ms in retention.marks if offset > meta.earliest), None)
     return (written_ms or retention.newest_ms) + retention.keep_s * 1_000
-
-
-def _step_bytes_min(meta: StreamMeta) -> int:
-    """Less is not worth a cut: of text, as much could be given back for a whole character."""
-    return CHARACTER_BYTES_MAX if _framing_of(meta) is Framing.TEXT else 1
 
 
 def _framing_of(meta: StreamMeta) -> Framing:

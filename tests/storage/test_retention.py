@@ -290,7 +290,7 @@ def test_large_appends_are_cut_at_blocks(tmp_path: Path) -> None:
 
 
 def test_text_begins_with_a_character(tmp_path: Path) -> None:
-    """Where an append ended within a character the cut is before it, and not due for ever."""
+    """Where an append ended within a character the cut is before it."""
     store = open_store(tmp_path)
     engine.create(store, b"s", TEXT, retention=Retention(5, 60, asked=True))
     for piece in (b"ab\xe2", b"\x82", b"\xaccd", b"efg\xf0\x9f"):
