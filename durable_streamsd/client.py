@@ -38,7 +38,13 @@ ANSWER_BYTES_MAX = 256 * 1024 * 1024
 ERROR_BODY_BYTES_MAX = 64 * 1024
 DETAIL_CHARACTERS_MAX = 500
 # The sentences for these say it all, and name the stream besides.
-TOLD_WITHOUT_DETAIL = ("not-found", "closed", "fork-source-not-found")
+TOLD_WITHOUT_DETAIL = (
+    "not-found",
+    "closed",
+    "fork-source-not-found",
+    "offset-not-retained",
+    "fork-not-retained",
+)
 PAGE_STREAMS = 1_000
 CONNECT_SECONDS_MAX = 10.0
 # Longer than any sensible long-poll time-out and any heartbeat: past it the connection is dead.
@@ -563,6 +569,8 @@ async def _refusal(response: aiohttp.ClientResponse, url: str) -> Refused:
         kind, sentence = Missing, "there is no such stream to fork"
     elif status == 404:
         kind, sentence = Missing, f"no stream at {url}"
+    elif status == 410 and (earliest := response.headers.get("Stream-Earliest-Offset")):
+        sentence = f"that offset is not kept any more, the stream begins at {earliest}"
     elif status == 410:
         kind, sentence = Missing, f"{url} is gone"
     elif status == 409 and _is_closed(response):

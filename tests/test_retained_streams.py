@@ -94,12 +94,17 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     """`create` takes what is to be kept, `head` shows it."""
     with Daemon(tmp_path / "data") as daemon:
 
-        def run(*arguments: str) -> str:
+        def call(*arguments: str) -> subprocess.CompletedProcess[str]:
             command = [sys.executable, "-m", "durable_streamsd", *arguments]
             command += ["--url", f"{daemon.url}/v1/stream"]
             return subprocess.run(
-                command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=CUT_S_MAX
-            ).stdout
+                command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=CUT_S_MAX
+            )
+
+        def run(*arguments: str) -> str:
+            done = call(*arguments)
+            assert done.returncode == 0, done.stderr
+            return done.stdout
 
         retention = ("--retain-bytes", "1000", "--retain-seconds", "60")
         assert run("create", "s", *retention).startswith("created ")
@@ -110,3 +115,13 @@ def test_on_the_command_line(tmp_path: Path) -> None:
         assert f"earliest-offset: {START_TOKEN.decode()}" in shown
         document = json.loads(run("head", "s", "--json"))
         assert (document["retain_bytes"], document["retain_seconds"]) == (1000, 60)
+        run("create", "t", "--content-type", "text/plain", "--retain-bytes", "3")
+        for word in ("one", "two"):
+            run("write", "t", word)
+        path = "/v1/stream/t"
+        first = format_offset(2, 3).decode()
+        wait_until(lambda: earliest(daemon, path) == first, CUT_S_MAX, "the stream is cut")
+        assert run("read", "t") == "two"
+        late = call("read", "t", "--offset", START_TOKEN.decode())
+        assert late.returncode == 1
+        assert f"that offset is not kept any more, the stream begins at {first}" in late.stderr
