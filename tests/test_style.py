@@ -101,7 +101,7 @@ def test_the_readme_names_every_setting_with_its_default() -> None:
             names, defaults = cells[0].split(", "), cells[2].split(", ")
             told.update(zip([name.strip("`") for name in names], defaults, strict=True))
     assert set(told) == set(Settings.__struct_fields__)
-    plain = {None: "from `Host`", True: "on", False: "off"}
+    plain = {None: "from `Host`", True: "on", False: "off", (): "none"}
     for name, default in told.items():
         value = getattr(Settings(), name)
         size = next(
