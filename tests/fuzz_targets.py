@@ -37,7 +37,7 @@ from durable_streamsd.core.headers import (
     parse_ttl,
 )
 from durable_streamsd.core.listing import BadListing, parse_listing
-from durable_streamsd.core.offsets import NOW, START, Offset, format_offset, parse_offset
+from durable_streamsd.core.offsets import EARLIEST, NOW, START, Offset, format_offset, parse_offset
 from durable_streamsd.core.paths import PATH_BYTES_MAX, parse_path, quote_path
 from durable_streamsd.core.problems import Problem
 from durable_streamsd.core.query import parse_query
@@ -361,7 +361,7 @@ def offset(data: bytes) -> None:
     if data == b"now":
         assert found is NOW
     elif data == b"-1":
-        assert found == START
+        assert found is EARLIEST
     else:
         assert ours
         assert isinstance(found, Offset)
