@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from durable_streamsd.config import FLAGS, Settings, SettingsError, load_settings
+from durable_streamsd.config import FLAGS, Settings
 from durable_streamsd.core.retention import RetentionRule
+from durable_streamsd.settings.loading import load_settings
+from durable_streamsd.settings.sources import SettingsError
 
 
 def test_defaults_are_the_documented_ones() -> None:
@@ -152,22 +154,24 @@ def test_a_bad_value_is_answered_with_a_sentence_that_names_it(
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("port = 'x'", "port in "),
-        ("port = true", "port in "),
-        ("prot = 1", "prot in "),
-        ("[storage]\nx = 1", "storage in "),
-        ("port = ", "--config: "),
-        ("port = 1\nport = 2", "--config: "),
+        ("port = 'x'", "1: port: "),
+        ("# first\n\nport = true", "3: port: "),
+        ('host = """\nport = 1\n"""\nprot = 1', "4: prot: "),
+        ("port = 1\n[storage]\nx = 1", "2: storage: "),
+        ("max-body = 1\nbody_bytes_max = 2", "2: body_bytes_max: "),
+        ("port = 1\npublic-url = 'x'", "2: public-url: "),
+        ("port = 1\nhost = ", "2: it is not valid TOML: "),
+        ("port = 1\nhost = '''\nx\n", "2: it is not valid TOML: "),
+        ("port = 1\nport = 2", "2: it is not valid TOML: "),
     ],
 )
 def test_a_bad_file_is_named(tmp_path: Path, text: str, named: str) -> None:
-    """A wrong key, value or syntax in the file is reported with the file's name."""
+    """A wrong key, value or syntax in the file is reported with the file's name and the line."""
     file = tmp_path / "daemon.toml"
     file.write_text(text)
     with pytest.raises(SettingsError) as caught:
         load_settings({}, {}, file)
-    assert str(caught.value).startswith(named)
-    assert str(file) in str(caught.value)
+    assert str(caught.value).startswith(f"{file}:{named}")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -213,7 +217,9 @@ def test_wrong_retention_rules(tmp_path: Path, text: str) -> None:
     """A rule that is not one is refused with its place and what was expected."""
     file = tmp_path / "daemon.toml"
     file.write_text(text)
-    with pytest.raises(SettingsError, match=r"retention in .*: expected tables \[\[retention\]\]"):
+    with pytest.raises(
+        SettingsError, match=r":\d+: retention.*: expected tables \[\[retention\]\]"
+    ):
         load_settings({}, {}, file)
 
 

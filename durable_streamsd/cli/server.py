@@ -12,7 +12,9 @@ from typing import Any
 
 import click
 
-from durable_streamsd.config import Settings, SettingsError, load_settings
+from durable_streamsd.config import Settings
+from durable_streamsd.settings.loading import load_settings
+from durable_streamsd.settings.sources import SettingsError
 
 __all__ = ["dev", "serve"]
 
