@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from msgspec import inspect
 
-from durable_streamsd.config import FLAGS, Settings
+from durable_streamsd.config import FLAGS, Secret, Settings
 from durable_streamsd.core.retention import RetentionRule
 from durable_streamsd.settings.loading import load_settings
 from durable_streamsd.settings.sources import SettingsError
+from durable_streamsd.settings.values import holds_secret
 
 
 def test_defaults_are_the_documented_ones() -> None:
@@ -227,3 +230,12 @@ def test_retention_rules_are_no_words(tmp_path: Path) -> None:
     """The environment has no place for tables, and says so."""
     with pytest.raises(SettingsError, match="DURABLE_STREAMSD_RETENTION: expected tables"):
         load_settings({}, {"DURABLE_STREAMSD_RETENTION": "logs/**"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "hidden"),
+    [(Secret, True), (Secret | None, True), (tuple[Secret, ...], True), (str | None, False)],
+)
+def test_secrets_are_known_by_their_type(kind: Any, hidden: bool) -> None:
+    """A setting whose type has `Secret` in it is shown to nobody."""
+    assert holds_secret(inspect.type_info(kind)) is hidden

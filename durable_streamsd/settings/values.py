@@ -14,7 +14,7 @@ from msgspec import inspect
 from durable_streamsd.config import Settings
 from durable_streamsd.settings.lines import Place
 
-__all__ = ["WrongValue", "checked", "is_secret", "shown", "size_words"]
+__all__ = ["WrongValue", "checked", "holds_secret", "is_secret", "shown", "size_words"]
 
 UNITS = {"GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10}
 HIDDEN = "(hidden)"
@@ -78,7 +78,7 @@ def _tables(
 
 def is_secret(name: str) -> bool:
     """Whether a setting's value is shown to nobody."""
-    return _holds_secret(_type_of(name))
+    return holds_secret(_type_of(name))
 
 
 def shown(value: object) -> str:
@@ -109,19 +109,19 @@ def _type_of(name: str) -> inspect.Type:
     return next(field.type for field in described.fields if field.name == name)
 
 
-def _holds_secret(kind: inspect.Type) -> bool:
+def holds_secret(kind: inspect.Type) -> bool:
     """Whether `config.Secret` is in a type, however deep."""
     match kind:
         case inspect.Metadata(type=inner, extra=extra):
-            return bool(extra and extra.get("secret")) or _holds_secret(inner)
+            return bool(extra and extra.get("secret")) or holds_secret(inner)
         case inspect.UnionType(types=kinds):
-            return any(map(_holds_secret, kinds))
+            return any(map(holds_secret, kinds))
         case inspect.VarTupleType(item_type=item) | inspect.ListType(item_type=item):
-            return _holds_secret(item)
+            return holds_secret(item)
         case inspect.DictType(value_type=item):
-            return _holds_secret(item)
+            return holds_secret(item)
         case inspect.StructType(fields=fields):
-            return any(_holds_secret(field.type) for field in fields)
+            return any(holds_secret(field.type) for field in fields)
     return False
 
 
