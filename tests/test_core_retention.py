@@ -164,6 +164,18 @@ def test_no_copy_outlives_its_time(driver: Driver) -> None:
     assert cached == "public, max-age=40, stale-while-revalidate=0"
 
 
+@pytest.mark.parametrize("query", [*START, b"live=long-poll&offset=-1"])
+def test_a_copy_from_the_start_is_asked_for_again(driver: Driver, query: bytes) -> None:
+    """Who was refused an offset and begins anew is not led back to it by a cache: where the start
+    can move, a copy from it is used only when the daemon says that it is still right."""
+    put(driver, b"r", Stream_Retain_Bytes="1")
+    for path, expected in ((b"r", "no-cache"), (b"t", "public, max-age=60")):
+        driver.append(path, b"x")
+        answer = driver.get(path, query)
+        assert answer.fields["Cache-Control"].startswith(expected)
+        assert answer.fields["ETag"]
+
+
 def test_forks_at_what_is_gone(driver: Driver) -> None:
     """A fork begins within what its source has: 410 says where that is."""
     source = {"Stream_Forked_From": "/v1/stream/t"}
@@ -181,6 +193,43 @@ def test_forks_at_what_is_gone(driver: Driver) -> None:
     assert driver.get(b"f").answer.body == b"de"
     assert is_not_retained(driver.get(b"f", b"offset=" + format_offset(1, 2)))
     assert driver.request("HEAD", b"f").fields["Stream-Earliest-Offset"] == EARLIEST.decode()
+
+
+@pytest.mark.parametrize("kept_for_another", [False, True])
+def test_a_source_that_goes_while_its_messages_are_counted(
+    driver: Driver, kept_for_another: bool
+) -> None:
+    """Who forks is told of the source in a fork's words when it is cut, or deleted, meanwhile."""
+    large = b'"' + b"x" * 2 * SMALL_ANSWER_BYTES + b'"'
+    driver.create(b"j", "application/json", b"[" + large + b",1,2]")
+    stream = driver.store.visible(b"j")
+    assert stream is not None
+    first = len(large) + 1
+    source = {"Stream_Forked_From": "/v1/stream/j", "Stream_Fork_Sub_Offset": "1"}
+    headers = {"Content_Type": "application/json", **source}
+    at_start = {**headers, "Stream_Fork_Offset": START_TOKEN.decode()}
+    if kept_for_another:
+        assert put(driver, b"other", **{**headers, **at_start}).status == 201
+    driver.held = (Hold, Offload)
+    overtaken = put(driver, b"f", **at_start)
+    assert isinstance(overtaken.waiting, Hold)
+    cut(driver, b"j", first)
+    driver.held = ()
+    refused = overtaken.advance()
+    assert refused.code == "fork-not-retained"
+    assert is_not_retained(refused, format_offset(stream.root, first))
+
+    driver.create(b"k", "application/json", b"[" + large + b",1,2]")
+    at_start["Stream_Forked_From"] = "/v1/stream/k"
+    if kept_for_another:
+        assert put(driver, b"another", **at_start).status == 201
+    driver.held = (Hold, Offload)
+    overtaken = put(driver, b"f", **at_start)
+    driver.held = ()
+    assert driver.request("DELETE", b"k").status == 204
+    gone = (409, "fork-source-gone") if kept_for_another else (404, "fork-source-not-found")
+    refused = overtaken.advance()
+    assert (refused.status, refused.code) == gone
 
 
 def test_a_cut_that_is_not_durable_is_not_told(driver: Driver) -> None:

@@ -8,11 +8,15 @@ Decided here, where the protocol leaves it open:
   retention by seconds.
 - An empty answer at the tail of an open stream must be asked again each time (`no-cache`): a copy
   of it would hide data that the same client has just appended.
+- So must one from the start of a stream with retention: the start moves, and a copy of an earlier
+  one would lead its readers to offsets that are refused, for as long as it is used.
 - `offset=now` is never kept, whatever comes of it, and has no ETag.
 """
 
 from typing import Final
 
+from durable_streamsd.core.lines import NO_CACHE
+from durable_streamsd.core.offsets import EARLIEST, Place
 from storage.reading import Chunk
 from storage.state import Stream, StreamConfig
 
@@ -29,8 +33,10 @@ def has_credentials(headers: dict[bytes, bytes]) -> bool:
     return b"authorization" in headers or b"cookie" in headers
 
 
-def cache_line(config: StreamConfig, private: bool, now_ms: int) -> bytes:
-    """`Cache-Control` for data from a fixed offset."""
+def cache_line(offset: Place, config: StreamConfig, private: bool, now_ms: int) -> bytes:
+    """`Cache-Control` for data from a place other than `now`."""
+    if offset is EARLIEST and config.retention is not None:
+        return NO_CACHE
     if config.expires_ms is not None:
         left_s = max(0, (config.expires_ms - now_ms) // 1_000)
     elif config.ttl_s is not None:

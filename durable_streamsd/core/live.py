@@ -135,7 +135,7 @@ async def long_poll(request: Request, path: bytes, query: Query, context: Contex
         caching = NO_STORE
     else:
         private = has_credentials(request.headers)
-        caching = cache_line(stream.config, private, context.store.now_ms())
+        caching = cache_line(query.offset, stream.config, private, context.store.now_ms())
     return await _long_poll_data(stream, position, query, caching, context)
 
 

@@ -92,7 +92,7 @@ def _answer(
         lines.append(b"ETag: %b\r\n" % tag)
         if chunk.data or chunk.closed:
             private = has_credentials(headers)
-            lines.append(cache_line(config, private, context.store.now_ms()))
+            lines.append(cache_line(query.offset, config, private, context.store.now_ms()))
         else:
             lines.append(NO_CACHE)
         condition = headers.get(b"if-none-match")
