@@ -304,6 +304,50 @@ def test_a_source_is_kept_for_its_forks(driver: Driver) -> None:
     assert content(driver, b"t") == b"new"
 
 
+def test_forks_make_no_loops(driver: Driver) -> None:
+    """No stream begins in itself, by whatever way: its path is taken for as long as one lives that
+    began in it, and a new stream at a path that is free again is another one."""
+    assert fork(driver, b"t").code == "config-conflict"
+    fork(driver, b"f")
+    fork(driver, b"g", "f")
+    assert fork(driver, b"t", "g").code == "config-conflict"
+    assert driver.request("DELETE", b"t").status == 204
+    for source in ("f", "g"):
+        assert fork(driver, b"t", source).code == "path-retained"
+    driver.reopen()
+    assert fork(driver, b"t", "g").code == "path-retained"
+    assert driver.request("DELETE", b"f").status == 204
+    assert fork(driver, b"f", "g").code == "path-retained"
+    driver.create(b"u", body=b"u")
+    assert driver.request("DELETE", b"g").status == 204
+    assert fork(driver, b"t", "u").status == 201
+    assert driver.request("DELETE", b"u").status == 204
+    assert fork(driver, b"u", "t").code == "path-retained"
+    assert content(driver, b"t") == b"u"
+
+
+def test_forks_of_forks_of_deleted_streams(driver: Driver) -> None:
+    """What can be read can be forked, however many of those it began in are deleted; what can not
+    is refused, and all of it goes with the last fork."""
+    fork(driver, b"f1", offset=format_offset(1, 3), body=b"1")
+    fork(driver, b"f2", "f1", body=b"2")
+    for path in (b"t", b"f1"):
+        assert driver.request("DELETE", path).status == 204
+    for number in range(3, 6):
+        driver.reopen()
+        assert fork(driver, b"bad", "t").code == "fork-source-gone"
+        assert fork(driver, b"bad", "f1").code == "fork-source-gone"
+        assert fork(driver, b"f%d" % number, f"f{number - 1}", body=b"%d" % number).status == 201
+        assert driver.request("DELETE", b"f%d" % (number - 1)).status == 204
+    assert fork(driver, b"inner", "f5", format_offset(1, 2)).status == 201
+    assert content(driver, b"f5") == b"abc12345"
+    assert content(driver, b"inner") == b"ab"
+    for path in (b"f5", b"inner"):
+        assert driver.request("DELETE", path).status == 204
+    for path in (b"t", b"f1", b"f2", b"f3", b"f4", b"f5", b"inner", b"bad"):
+        assert driver.request("HEAD", path).status == 404
+
+
 def test_ends_that_are_under_way_are_waited_for(driver: Driver) -> None:
     """410, 409 and 404 are told once what they rest on is durable, and readers see no sooner."""
     fork(driver, b"f")

@@ -10,6 +10,7 @@ from test_core_driving import SMALL, Driver, Exchange
 
 from durable_streamsd.core.control_bodies import BODY_BYTES_MAX, STREAMS_MAX
 from durable_streamsd.core.effects import Durable, Offload
+from durable_streamsd.core.offsets import START_TOKEN
 from durable_streamsd.subscriptions import backfill, model, registry
 from durable_streamsd.subscriptions.desk import Desk
 from durable_streamsd.subscriptions.targets import Reach
@@ -434,6 +435,40 @@ def test_offsets_of_acks(office: Office) -> None:
     assert office.streams()["missing"][1] == "-1"
     too_many = acks(*[("events/old", middle)] * (STREAMS_MAX + 1))
     assert error(too_many) == (400, "INVALID_REQUEST")
+
+
+def test_a_cursor_behind_a_cut(office: Office) -> None:
+    """What retention drops stays pending where it was not read: a worker is woken, is refused the
+    offset that it is told, goes on where it is sent, and is done; after a restart too."""
+    office.ask("PUT", "s", PULL)
+    acked = office.tail(b"events/old")
+    office.append(b"events/old", b"lost, kept")
+    stream = office.store.visible(b"events/old")
+    assert stream is not None
+    office.store.cut(stream, stream.durable_tail - 4)
+    assert office.store.commit() is None
+    for left in (b"kept", b""):
+        assert office.streams()["events/old"][1] == acked
+        claimed = office.claim()
+        (told,) = claimed["streams"]
+        assert (told["acked_offset"], told["has_pending"]) == (acked, True)
+        refused = office.get(b"events/old", b"offset=" + acked.encode())
+        assert refused.status == 410
+        earliest = refused.fields["Stream-Earliest-Offset"]
+        assert office.get(b"events/old", b"offset=" + earliest.encode()).answer.body == left
+        token = claimed["token"]
+        if left:
+            assert office.ask("POST", "s/release", report(claimed), token).status == 204
+            stream = office.store.visible(b"events/old")
+            assert stream is not None
+            office.store.cut(stream, stream.durable_tail)
+            office.reopen()
+    older = report(claimed, acks=[{"stream": "events/old", "offset": START_TOKEN.decode()}])
+    assert office.ask("POST", "s/ack", {**older, "done": False}, token).status == 200
+    assert office.streams()["events/old"][1] == acked, "an older ack is passed over"
+    assert office.ask("POST", "s/ack", report(claimed), token).status == 200
+    assert office.streams()["events/old"][1] == office.tail(b"events/old")
+    assert error(office.ask("POST", "s/claim", {"worker": "w"})) == (409, "NO_PENDING_WORK")
 
 
 def test_what_is_deleted_under_a_worker(office: Office) -> None:

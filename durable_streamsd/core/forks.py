@@ -127,7 +127,10 @@ async def decide_fork(path: bytes, asked: Asked, request: Request, context: Cont
             continue
         if is_heavy(config.framing, body):
             framed = await Offload(partial(try_frame, config.framing, body))
-        seam = await _find_seam(source, asked, context)
+        try:
+            seam = await _find_seam(source, asked, context)
+        except Problem as problem:
+            raise _of_source(problem, source) from None
         known_id = source.id
 
 
@@ -136,8 +139,19 @@ async def _find_source(path: bytes, context: Context) -> Stream:
     try:
         return await look_up(context.store.find, path)
     except Problem as problem:
-        gone = problem.code is Code.GONE
-        raise Problem(Code.FORK_SOURCE_GONE if gone else Code.FORK_SOURCE_NOT_FOUND) from None
+        raise _of_source(problem, None) from None
+
+
+def _of_source(problem: Problem, source: Stream | None) -> Problem:
+    """What a reader of the source would be told, as the creator of a fork is; `source` if it was
+    found: it may have ended, or been cut, while its messages were looked for."""
+    if problem.code is Code.GONE:
+        return Problem(Code.FORK_SOURCE_GONE)
+    if problem.code is Code.NOT_FOUND:
+        return Problem(Code.FORK_SOURCE_NOT_FOUND)
+    if problem.code is Code.OFFSET_NOT_RETAINED and source is not None:
+        return fork_not_retained(source.root, source.durable_earliest)
+    return problem
 
 
 async def _find_seam(source: Stream, asked: Asked, context: Context) -> int:
