@@ -174,6 +174,8 @@ def test_a_copy_from_the_start_is_asked_for_again(driver: Driver, query: bytes) 
         answer = driver.get(path, query)
         assert answer.fields["Cache-Control"].startswith(expected)
         assert answer.fields["ETag"]
+    mine = driver.get(b"r", query, Cookie="who=me").fields["Cache-Control"]
+    assert mine == "private, no-cache"
 
 
 def test_forks_at_what_is_gone(driver: Driver) -> None:

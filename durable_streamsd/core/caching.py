@@ -36,7 +36,7 @@ def has_credentials(headers: dict[bytes, bytes]) -> bool:
 def cache_line(offset: Place, config: StreamConfig, private: bool, now_ms: int) -> bytes:
     """`Cache-Control` for data from a place other than `now`."""
     if offset is EARLIEST and config.retention is not None:
-        return NO_CACHE
+        return b"Cache-Control: private, no-cache\r\n" if private else NO_CACHE
     if config.expires_ms is not None:
         left_s = max(0, (config.expires_ms - now_ms) // 1_000)
     elif config.ttl_s is not None:
