@@ -21,8 +21,11 @@ from typing import Any, Protocol
 import httpx
 import pytest
 from daemon import Daemon
-from durable_streams import DurableStream, StreamExistsError
+from durable_streams import DurableStream, RetentionGoneError, StreamExistsError
 from interop.node_client import WAIT_SECONDS_MAX, ClientError, NodeClient
+from simple_http import wait_until
+
+from durable_streamsd.core.offsets import START_TOKEN
 
 CONTENT_TYPES = {
     "json": "application/json",
@@ -37,6 +40,9 @@ MESSAGES: dict[str, list[Any]] = {
     "text": ["one\n", " two", "\n\n three \n", "vier é\n", "🙂\n", "\n data: x\n\n", "seven\n"],
     "bytes": [b"\0\1\2", b"\xff\xfe", b"\r\n\r\n", b"data: \n\n", b"five", b"\x80" * 999, b"\n"],
 }
+
+CUT_S_MAX = 30
+"""Retention is looked after once a second, by what the index has, which is written every five."""
 
 # PyPI's client does not decode the base64 events of a stream of bytes.
 FOLLOWED = [
@@ -329,3 +335,25 @@ def test_a_client_may_create_twice_but_not_differently(client: Client, url: str)
     client.create(url, "json")
     with pytest.raises((ClientError, StreamExistsError), match=r"409|exists"):
         client.create(url, "text")
+
+
+def test_clients_are_told_what_is_not_kept(node: NodeClient, url: str) -> None:
+    """An offset that retention dropped is an error at once, never a retry or a gap; what the answer
+    names, and the start, lead on."""
+    headers = {"Content-Type": CONTENT_TYPES["json"], "Stream-Retain-Bytes": "1"}
+    created = httpx.put(url, headers=headers)
+    assert created.status_code == 201
+    clients: list[Client] = [NpmClient(node), PypiClient()]
+    for client, message in zip(clients, ["old", "new"], strict=True):
+        client.append(url, "json", message)
+
+    def earliest() -> str:
+        return str(httpx.head(url).headers["Stream-Earliest-Offset"])
+
+    start = START_TOKEN.decode()
+    wait_until(lambda: earliest() != start, CUT_S_MAX, "the stream is cut")
+    for client in clients:
+        with pytest.raises((ClientError, RetentionGoneError), match="410"):
+            client.read(url, "json", start)
+        for offset in ("-1", earliest()):
+            assert client.read(url, "json", offset)[0] == ["new"]
