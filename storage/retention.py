@@ -11,7 +11,8 @@ A cut keeps at least what it has to. How much more:
     by seconds   what was written in the same `keep_s / MARKS` seconds
     text         up to three bytes, so that it begins with a character
 
-A text stream that has nothing left but a part of a character stays due, and is looked at in vain.
+Whether a text was cut before such a character is not known, so one that was cut is not due for that
+few bytes. By seconds it is: with nothing left but a part of a character it is looked at in vain.
 
 Invariants
     A cut lies between two messages, within what is durable and indexed, and never goes back.
@@ -81,7 +82,8 @@ def next_due_ms(
     retention = meta.retention
     if retention is None or meta.kept is not None:
         return None
-    if _cut_by_bytes(meta, sources, stream_id, look) > meta.earliest:
+    spared = CHARACTER_BYTES_MAX - 1 if meta.earliest and _framing_of(meta) is Framing.TEXT else 0
+    if _cut_by_bytes(meta, sources, stream_id, look) > meta.earliest + spared:
         return retention.newest_ms
     if retention.keep_s is None or meta.tail == meta.earliest:
         return None

@@ -304,6 +304,22 @@ def test_text_begins_with_a_character(tmp_path: Path) -> None:
     assert settle(store) == 0
 
 
+def test_a_text_cut_before_a_character_is_not_looked_at_for_ever(tmp_path: Path) -> None:
+    """A block that begins within a character is as far as a cut gets: nothing is due until more is
+    written, and then it is."""
+    store = open_store(tmp_path, Limits(reserve_bytes=4_096, zero_ahead_bytes=0))
+    euros = "€".encode()
+    assert BLOCK_BYTES_MAX % len(euros)
+    engine.create(store, b"s", TEXT, retention=NEWEST, body=euros * 30_000)
+    assert settle(store) == 1
+    stream = engine.seen(store, b"s")
+    assert 0 < BLOCK_BYTES_MAX - stream.durable_earliest < len(euros)
+    assert not list(store._index.entries("retention"))
+    engine.append(store, b"s", euros * 1_000)
+    assert settle(store) == 1
+    assert engine.content(store, b"s") == euros * 1_000
+
+
 def test_a_clock_that_goes_back_drops_nothing_early(tmp_path: Path) -> None:
     """Times go by the log: what follows counts as written no earlier than what was before it."""
     store = open_store(tmp_path)
