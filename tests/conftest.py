@@ -1,4 +1,5 @@
-"""What the whole test suite shares: npm packages, and what a daemon said when a test failed."""
+"""What the whole test suite shares: npm packages, a built release, and what a daemon said when a
+test failed."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from daemon import Daemon
+from released import Release, build
 
 INTEROP = Path(__file__).resolve().parent / "interop"
 NPM_CI_SECONDS_MAX = 300
@@ -40,6 +42,12 @@ def node_modules() -> Path:
             if result.returncode != 0:
                 pytest.fail(f"npm ci failed:\n{result.stdout}{result.stderr}", pytrace=False)
     return INTEROP
+
+
+@pytest.fixture(scope="session")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """Everything that a release offers."""
+    return build(tmp_path_factory.mktemp("release") / "dist")
 
 
 @pytest.hookimpl(wrapper=True)
