@@ -18,6 +18,7 @@ from pathlib import Path
 
 import bundle
 import toolbox
+from licences import NAME as THIRD_PARTY
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 TEMPLATES = toolbox.ROOT / "packaging" / "debian"
@@ -73,10 +74,11 @@ def place(source: Path, target: Path, mode: int) -> None:
 
 def _document(folder: Path, version: str, licences: str) -> None:
     folder.mkdir(parents=True)
-    licence = (toolbox.ROOT / "LICENSE").read_text()
     (folder / "copyright").write_text(
-        f"durable-streamsd is under the Apache License 2.0:\n\n{licence}\n{licences}"
+        "durable-streamsd is under the Apache License, version 2.0, which Debian has in\n"
+        f"/usr/share/common-licenses/Apache-2.0. What it contains of others: {THIRD_PARTY}.\n"
     )
+    (folder / THIRD_PARTY).write_text(licences)
     entry = (
         f"durable-streamsd ({version}) stable; urgency=medium\n\n"
         "  * See CHANGELOG.md of this version's sources.\n\n"
