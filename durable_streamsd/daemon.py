@@ -29,10 +29,12 @@ import durable_streamsd
 from durable_streamsd.committer import Committer
 from durable_streamsd.config import Settings
 from durable_streamsd.core.context import Context, Options
+from durable_streamsd.core.retention import RetentionRules
 from durable_streamsd.express.lane import Lane
 from durable_streamsd.general import General
 from durable_streamsd.hub import Hub
 from durable_streamsd.logs import set_up_logging
+from durable_streamsd.retainer import Retainer
 from durable_streamsd.services import (
     Allowance,
     Clock,
@@ -133,6 +135,7 @@ class Daemon:
         self._indexer = IndexerProcess(self._store, self._room_made)
         services = build_services(self._settings, self._store, loop, self._room_made)
         self._services = services
+        self._retainer = Retainer(services)
         self._general = General(services)
         self._lane = Lane(services, self._general)
         desk = services.desk
@@ -188,6 +191,7 @@ class Daemon:
         self._services.committer.kick()  # for what the store's tick finds: expiries are records
         self._room_made()
         self._watchdog.tick()
+        self._retainer.look()
         self._store.tick(self._store.now_ms())  # last: it may meet a damaged index
 
     def _room_made(self) -> None:
@@ -266,6 +270,7 @@ def build_services(
         read_bytes_max=settings.read_bytes_max,
         public_url=settings.public_url,
         cors_origin=settings.cors_origin,
+        retention_rules=RetentionRules(settings.retention),
     )
     hub = Hub(loop)
     workers = Workers(loop)

@@ -3,12 +3,13 @@
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from durable_streamsd.core.lines import common_block
 from durable_streamsd.core.message import Frame, Response, SharedResponse
 from durable_streamsd.core.problems import Code, Problem
+from durable_streamsd.core.retention import RetentionRules
 from durable_streamsd.core.shared import SharedAnswers
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Options:
     public_url: str | None = None
     """Scheme and authority of absolute URLs, such as `https://example.org`; else from `Host`."""
     cors_origin: str = "*"
+    retention_rules: RetentionRules = field(default_factory=RetentionRules)
 
 
 class Context:
