@@ -84,11 +84,6 @@ def run(settings: Settings, on_listening: Callable[[str], None] | None = None) -
     """
     set_up_logging(settings.log_level)
     faulthandler.enable()  # a damaged page of the index can end the process without a word
-    limits = Limits(
-        # A batch never spans two segments, and one append may be as large as a body.
-        segment_bytes=max(settings.segment_bytes, 2 * settings.body_bytes_max),
-        tail_cache_bytes_max=settings.tail_cache_bytes_max,
-    )
     try:
         passed = take_listener()
     except ActivationError as error:
@@ -97,6 +92,11 @@ def run(settings: Settings, on_listening: Callable[[str], None] | None = None) -
     if passed is not None:  # it says where we listen, whatever the settings say
         host, port = passed.getsockname()[:2]
         settings = msgspec.structs.replace(settings, host=host, port=port)
+    limits = Limits(
+        # A batch never spans two segments, and one append may be as large as a body.
+        segment_bytes=max(settings.segment_bytes, 2 * settings.body_bytes_max),
+        tail_cache_bytes_max=settings.tail_cache_bytes_max,
+    )
     try:
         store = Store.open(Path(settings.data_dir), limits)
     except OpenError as error:
