@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from email.parser import Parser
@@ -21,8 +22,14 @@ from pathlib import Path
 
 import pytest
 from daemon import ROOT, Daemon
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from released import PYTHONS, Release, build, pythons
 from simple_http import ask, create
+
+sys.path.append(str(ROOT / "packaging"))
+import bundle
+import toolbox
 
 PATIENCE_S = 60.0
 STREAM = "/v1/stream/s"
@@ -135,6 +142,42 @@ def test_the_locks_hold_hashes_and_no_addresses() -> None:
         for pinned in re.split(r"\n(?=\S)", text.strip()):
             assert re.match(r"[\w.-]+==[\w.]+ ", pinned), pinned
             assert "--hash=sha256:" in pinned, pinned
+
+
+def test_the_locks_have_what_the_project_asks_for() -> None:
+    """Each dependency is locked at a version that pyproject.toml allows."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lock = (ROOT / "packaging" / "requirements.lock").read_text()
+    locked = dict(re.findall(r"^([\w.-]+)==([\w.]+)", lock, re.MULTILINE))
+    for wanted in map(Requirement, project["dependencies"]):
+        version = locked.get(canonicalize_name(wanted.name), "")
+        hint = f"{wanted} is not locked: run python3 packaging/build.py lock"
+        assert wanted.specifier.contains(version or "0"), hint
+
+
+def test_wheels_that_disagree_stop_the_build(tmp_path: Path) -> None:
+    """Wheels with other bytes under one name are not mixed; what describes one wheel may differ."""
+    for python, code in (("3.11", "1"), ("3.12", "1"), ("3.13", "2")):
+        info = tmp_path / python / "x-1.dist-info"
+        info.mkdir(parents=True)
+        (info / "WHEEL").write_text(python)
+        (tmp_path / python / "x.py").write_text(code)
+        (tmp_path / python / f"x.cpython-{python}.so").write_text(python)
+    merged = tmp_path / "merged"
+    bundle.merge(tmp_path / "3.11", merged)
+    bundle.merge(tmp_path / "3.12", merged)
+    with pytest.raises(toolbox.BuildError, match=r"x\.py differs"):
+        bundle.merge(tmp_path / "3.13", merged)
+    there = {path.name for path in merged.iterdir()}
+    assert {"x.cpython-3.11.so", "x.cpython-3.12.so", "x.py"} <= there
+    assert "x-1.dist-info" not in there  # it had nothing but what is of one wheel
+
+
+def test_the_readme_names_the_files(release: Release) -> None:
+    """What the README says to install is there, under that name."""
+    named = set(re.findall(r"durable[-_]streamsd[-_]\d[\w.-]+", (ROOT / "README.md").read_text()))
+    assert len(named) == 3
+    assert named <= {path.name for path in release.folder.iterdir()}
 
 
 @pytest.fixture(scope="module")
