@@ -4,6 +4,7 @@ test failed."""
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import subprocess
 from collections.abc import Generator
@@ -46,8 +47,17 @@ def node_modules() -> Path:
 
 @pytest.fixture(scope="session")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
-    """Everything that a release offers."""
-    return build(tmp_path_factory.mktemp("release") / "dist")
+    """Everything that a release offers, built once for all test processes."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    folder = base / "release"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as mutex:
+        fcntl.flock(mutex, fcntl.LOCK_EX)
+        if (folder / "dist" / "SHA256SUMS").exists():
+            return Release(folder / "dist")
+        return build(folder / "dist")
 
 
 @pytest.hookimpl(wrapper=True)

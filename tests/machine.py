@@ -96,7 +96,7 @@ def _running(root: Path, folder: Path) -> Iterator[int]:
         command = ["systemd-nspawn", "--quiet", f"--directory={root}", "--boot", "--register=no"]
         command += ["--keep-unit", "--private-network", "--console=pipe", "--notify-ready=yes"]
         process = subprocess.Popen(
-            [*command, "--machine=durable-streamsd-test", "systemd.unit=basic.target"],
+            [*command, f"--machine=test-{os.getpid()}", "systemd.unit=basic.target"],
             env={**os.environ, "NOTIFY_SOCKET": str(folder / "notify")},
             stdin=subprocess.DEVNULL,
             stdout=console,

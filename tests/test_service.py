@@ -106,7 +106,7 @@ def test_the_watchdog_restarts_a_daemon_that_hangs(service: Machine) -> None:
 
     def restarted() -> bool:
         shown = service.shown(SERVICE, "NRestarts", "ActiveState")
-        return shown == {"NRestarts": "1", "ActiveState": "active"}
+        return int(shown["NRestarts"]) > 0 and shown["ActiveState"] == "active"
 
     wait_until(restarted, PATIENCE_S, "the watchdog did not restart the daemon")
     assert service.run(PACKAGE, "read", "kept") == "before;"
