@@ -54,7 +54,7 @@ class Committer:
         self._on_settled = on_settled
         self._on_fatal = on_fatal
         self._on_woken = on_woken
-        self._queue: SimpleQueue[Sealed | None] = SimpleQueue()
+        self._queue: SimpleQueue[Sealed | Callable[[], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
         self._scheduled = False
         self._in_flight = False
@@ -73,6 +73,11 @@ class Committer:
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._seal)
+
+    def ask(self, answered: Callable[[], None]) -> None:
+        """Have the thread say that it works: `answered` is called on the loop, after the batch
+        that is being written."""
+        self._queue.put(answered)
 
     async def drained(self) -> None:
         """Return when everything accepted so far is durable, or has failed."""
@@ -110,6 +115,9 @@ class Committer:
         sealed = self._queue.get()
         if sealed is None:
             return False
+        if callable(sealed):
+            self._loop.call_soon_threadsafe(sealed)
+            return True
         error: CommitError | None = None
         try:
             self._store.write(sealed)

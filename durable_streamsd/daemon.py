@@ -47,6 +47,7 @@ from durable_streamsd.services import (
 from durable_streamsd.subscriptions.desk import Desk
 from durable_streamsd.subscriptions.runner import Runner
 from durable_streamsd.subscriptions.targets import Reach
+from durable_streamsd.systemd import ActivationError, Service, Watchdog, take_listener
 from durable_streamsd.wheel import Wheel
 from storage.errors import CorruptData, DirectoryLocked, OpenError, StorageError
 from storage.indexer_process import IndexerProcess
@@ -83,6 +84,14 @@ def run(settings: Settings, on_listening: Callable[[str], None] | None = None) -
     """
     set_up_logging(settings.log_level)
     faulthandler.enable()  # a damaged page of the index can end the process without a word
+    try:
+        passed = take_listener()
+    except ActivationError as error:
+        print(f"durable-streamsd: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    if passed is not None:  # it says where we listen, whatever the settings say
+        host, port = passed.getsockname()[:2]
+        settings = msgspec.structs.replace(settings, host=host, port=port)
     limits = Limits(
         # A batch never spans two segments, and one append may be as large as a body.
         segment_bytes=max(settings.segment_bytes, 2 * settings.body_bytes_max),
@@ -94,7 +103,7 @@ def run(settings: Settings, on_listening: Callable[[str], None] | None = None) -
         print(f"durable-streamsd: {error}", file=sys.stderr)
         return EXIT_LOCKED if isinstance(error, DirectoryLocked) else EXIT_FAILED
     try:
-        listener = _listen(settings)
+        listener = _listen(settings, passed)
     except OSError as error:
         store.close()
         where = f"{settings.host} port {settings.port}"
@@ -111,6 +120,7 @@ class Daemon:
     def __init__(self, settings: Settings, store: Store) -> None:
         self._settings = settings
         self._store = store
+        self._service = Service()
 
     async def serve(
         self, listener: socket.socket, on_listening: Callable[[str], None] | None
@@ -120,7 +130,7 @@ class Daemon:
         stop = asyncio.Event()
         loop.add_signal_handler(signal.SIGTERM, stop.set)
         loop.add_signal_handler(signal.SIGINT, stop.set)
-        loop.add_signal_handler(signal.SIGHUP, log.info, "SIGHUP: nothing can be reloaded yet")
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
 
         self._indexer = IndexerProcess(self._store, self._room_made)
         services = build_services(self._settings, self._store, loop, self._room_made)
@@ -139,6 +149,9 @@ class Daemon:
         self._runner = Runner(services, desk)
         self._runner.start(left_over)
         self._indexer.start(loop.call_soon_threadsafe)
+        self._watchdog = Watchdog(
+            self._service, services.committer.ask, lambda: not self._store.latched
+        )
         server = await loop.create_server(
             self._lane if self._settings.express_lane else self._general,
             sock=listener,
@@ -151,6 +164,8 @@ class Daemon:
         gc.set_threshold(20_000, 20, 100)
         url = _url_of(listener)
         log.info("%s", _introduction(self._store, url))
+        self._serving = f"serving {self._store.directory.path.absolute()} at {url}"
+        self._service.ready(self._serving)
         print(f"listening on {url}", flush=True)
         if on_listening is not None:
             on_listening(url)
@@ -158,9 +173,15 @@ class Daemon:
         await stop.wait()
 
         log.info("stopping")
+        self._service.stopping()
         await self._drain(server)
         self._ticker.cancel()
         return self._close()
+
+    def _reload(self) -> None:
+        self._service.reloading()
+        log.info("SIGHUP: nothing can be reloaded yet")
+        self._service.ready(self._serving)
 
     def _tick(self) -> None:
         """What is done once a second."""
@@ -169,6 +190,7 @@ class Daemon:
         self._services.context.tick()
         self._services.committer.kick()  # for what the store's tick finds: expiries are records
         self._room_made()
+        self._watchdog.tick()
         self._retainer.look()
         self._store.tick(self._store.now_ms())  # last: it may meet a damaged index
 
@@ -278,24 +300,31 @@ def _die() -> None:
     os._exit(EXIT_FAILED)
 
 
-def _listen(settings: Settings) -> socket.socket:
-    """The one listening socket. Raises OSError."""
+def _listen(settings: Settings, passed: socket.socket | None) -> socket.socket:
+    """The one listening socket, the one that was `passed` if there is one. Raises OSError."""
+    if passed is not None:
+        _set_options(passed)
+        return passed
     family, kind, protocol, _, address = socket.getaddrinfo(
         settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Accepted sockets inherit it.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, PEER_TIMEOUT_MS)
-        with contextlib.suppress(OSError):  # only to save memory
-            listener.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX)
+        _set_options(listener)
         listener.bind(address)
         listener.listen(settings.backlog)  # here, not in uvloop: the port may be taken
     except OSError:
         listener.close()
         raise
     return listener
+
+
+def _set_options(listener: socket.socket) -> None:
+    """Options that accepted sockets inherit. Raises OSError."""
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, PEER_TIMEOUT_MS)
+    with contextlib.suppress(OSError):  # only to save memory
+        listener.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX)
 
 
 def _url_of(listener: socket.socket) -> str:

@@ -1,8 +1,10 @@
-"""What the whole test suite shares: npm packages, and what a daemon said when a test failed."""
+"""What the whole test suite shares: npm packages, a built release, and what a daemon said when a
+test failed."""
 
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import subprocess
 from collections.abc import Generator
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from daemon import Daemon
+from released import Release, build
 
 INTEROP = Path(__file__).resolve().parent / "interop"
 NPM_CI_SECONDS_MAX = 300
@@ -40,6 +43,21 @@ def node_modules() -> Path:
             if result.returncode != 0:
                 pytest.fail(f"npm ci failed:\n{result.stdout}{result.stderr}", pytrace=False)
     return INTEROP
+
+
+@pytest.fixture(scope="session")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """Everything that a release offers, built once for all test processes."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    folder = base / "release"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as mutex:
+        fcntl.flock(mutex, fcntl.LOCK_EX)
+        if (folder / "dist" / "SHA256SUMS").exists():
+            return Release(folder / "dist")
+        return build(folder / "dist")
 
 
 @pytest.hookimpl(wrapper=True)

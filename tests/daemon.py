@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -29,9 +29,29 @@ START_SECONDS_MAX = 30.0
 STOP_SECONDS_MAX = 10.0
 """SIGTERM ends the daemon within this time; that is a promise, not patience."""
 
+PROGRAM = (sys.executable, "-m", "durable_streamsd")
+"""The daemon of the source tree."""
+
 STDERR_SHOWN_BYTES_MAX = 8_000
 
 _LISTENING = re.compile(r"listening on (http://\S+)\n")
+
+
+_HAND_OVER = """
+import fcntl, os, sys
+count = int(sys.argv[1])
+away = [fcntl.fcntl(int(fd), fcntl.F_DUPFD_CLOEXEC, 100) for fd in sys.argv[2:2 + count]]
+for place, fd in enumerate(away, 3):
+    os.dup2(fd, place)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(count))
+os.execvp(sys.argv[2 + count], sys.argv[2 + count:])
+"""
+
+
+def handing_over(fds: Sequence[int], command: Sequence[str]) -> list[str]:
+    """A command that runs `command` with these open files, as a service manager would."""
+    numbers = [str(number) for number in (len(fds), *fds)]
+    return [sys.executable, "-c", _HAND_OVER, *numbers, *command]
 
 
 class Daemon:
@@ -48,11 +68,16 @@ class Daemon:
         *args: str,
         env: Mapping[str, str] | None = None,
         port: int = 0,
+        program: Sequence[str] = PROGRAM,
+        listener: socket.socket | None = None,
     ) -> None:
+        """`listener` is handed over as systemd hands over the socket of a socket unit."""
         self.data_dir = data_dir
         self.args = args
         self.env = dict(env or {})
         self.port = port
+        self.program = list(program)
+        self.listener = listener
         self.stderr_path = data_dir.with_name(data_dir.name + ".stderr")
         self._url = ""
         self._process: subprocess.Popen[str] | None = None
@@ -78,8 +103,12 @@ class Daemon:
         """
         if self._process is not None:
             raise RuntimeError("the daemon is running already")
-        command = [sys.executable, "-m", "durable_streamsd", "serve"]
+        command = [*self.program, "serve"]
         command += ["--data-dir", str(self.data_dir), "--port", str(self.port), *self.args]
+        handed: list[int] = []
+        if self.listener is not None:
+            handed.append(self.listener.fileno())
+            command = handing_over(handed, command)
         with self.stderr_path.open("ab") as stderr:
             self._process = subprocess.Popen(
                 command,
@@ -89,6 +118,7 @@ class Daemon:
                 text=True,
                 cwd=ROOT,
                 env={**os.environ, **self.env},
+                pass_fds=handed,
             )
         assert self._process.stdout is not None
         first_line = _first_line(self._process.stdout, START_SECONDS_MAX)

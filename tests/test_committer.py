@@ -142,6 +142,25 @@ def test_one_turn_is_one_batch_and_one_flight_fills_the_next() -> None:
     assert [event for event in events if event.startswith("seal")] == ["seal 3", "seal 4"]
 
 
+def test_the_thread_answers_only_when_it_works() -> None:
+    """A question asked during a batch is answered, on the loop, when that batch is settled."""
+
+    async def scenario(store: StandIn, committer: Committer, hub: Hub) -> None:
+        answered = asyncio.Event()
+        committer.ask(answered.set)
+        await answered.wait()
+        answered.clear()
+        store.accept(lambda error: None)
+        committer.kick()
+        await asyncio.sleep(0)
+        committer.ask(answered.set)
+        store.may_write.release()
+        await answered.wait()
+        store.events.append("answered")
+
+    assert run(scenario).events == ["seal 1", "finish", "settled", "answered"]
+
+
 @pytest.mark.parametrize(
     ("failure", "told"),
     [

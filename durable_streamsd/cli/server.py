@@ -5,6 +5,7 @@ directory, `dev` makes one that it removes at the end, and says what to try.
 """
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -92,6 +93,10 @@ def serve(context: click.Context, /, config: Path | None, **flags: Any) -> None:
       DURABLE_STREAMSD_LOG_LEVEL=debug durable-streamsd serve --config daemon.toml
     """
     settings = _load(context, flags, config)
+    if not settings.data_dir:
+        # A systemd unit with StateDirectory= says where its state belongs.
+        flags["data_dir"] = os.environ.get("STATE_DIRECTORY")
+        settings = _load(context, flags, config)
     if not settings.data_dir:
         _usage_error(context, "--data-dir: say where the streams are to be stored")
     context.exit(_run(settings))
