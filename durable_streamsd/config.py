@@ -28,6 +28,8 @@ FLAGS = {
     "public-url": "public_url",
     "log-level": "log_level",
     "webhook-targets": "webhook_targets",
+    "tokens-file": "tokens_file",
+    "allow-anonymous": "allow_anonymous",
 }
 """Flags by the setting they set."""
 
@@ -92,6 +94,20 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """How long a connection stays half open after an error answer, so that it is not lost."""
     drain_timeout_s: Annotated[float, Meta(ge=0.05, le=9)] = 4.0
     """How long SIGTERM waits for answers in flight."""
+
+    # who may do what
+    tokens_file: str = ""
+    """Tokens and their scopes, as `durable-streamsd token` writes them."""
+    jwt_keys: str = ""
+    """What JWTs are checked with: a file with keys, or the URL of a JSON Web Key Set."""
+    jwt_issuer: str = ""
+    jwt_audience: str = ""
+    """What `iss` and `aud` of a JWT have to be."""
+    jwt_scopes_claim: str = "scope"
+    anonymous_scopes: str = ""
+    """What anybody may do, with spaces between."""
+    allow_anonymous: bool = False
+    """Listen to the network although nobody is asked who they are."""
 
     # webhooks
     webhook_targets: Literal["public", "loopback", "private"] = "public"

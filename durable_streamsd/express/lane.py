@@ -52,7 +52,9 @@ class Lane:
         head.served = self.serves(head)
         if not 0 <= head.length <= settings.body_bytes_max or not head.served:
             return head
-        head.direct = direct = direct_of(head.method, head.target, head.headers)
+        head.direct = direct = direct_of(
+            head.method, head.target, head.headers, self.services.context
+        )
         repeats = head.method == "GET" if direct is None else direct.repeats
         if repeats and len(data) <= REMEMBERED_HEAD_BYTES_MAX:
             if len(self.heads) >= HEADS_MAX:
