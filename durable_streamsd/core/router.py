@@ -34,7 +34,7 @@ from durable_streamsd.core.query import Live, Query, parse_query
 from durable_streamsd.core.read import DirectRead, catch_up, head
 from storage.errors import StorageError
 
-__all__ = ["direct_of", "dispatch", "failure"]
+__all__ = ["barred_of", "direct_of", "dispatch", "failure"]
 
 Handler = Callable[[Request, bytes, Context], Coroutine[Effect[Any], Any, Response | None]]
 
@@ -82,6 +82,22 @@ def direct_of(
             return DirectRead(stream_path, parsed, headers, private, caller)
     except Problem:
         pass  # `dispatch` will say it
+    return None
+
+
+def barred_of(
+    method: str, target: bytes, headers: dict[bytes, bytes], context: Context
+) -> Problem | None:
+    """Why a request for a stream is refused whatever its body is, if its sender lacks the right."""
+    path, _, query = target.partition(b"?")
+    if context.gate is None or not path.startswith(STREAM_ROOT) or method not in _HANDLERS:
+        return None
+    try:
+        stream_path = parse_path(path[len(STREAM_ROOT) :])
+        if not is_reserved(stream_path):
+            admit(method, stream_path, query, headers, context)
+    except Problem as problem:
+        return problem
     return None
 
 
