@@ -63,9 +63,7 @@ def test_npms_client_works_with_a_token_and_not_without(lab: Lab, node: NodeClie
     follower = node.open("follow", url=url, offset="-1", live="sse", format="json", headers=reader)
     node.wait(lambda: "sse" in follower.requests, "it follows")
     node.call("append", **where, format="json", data=2, headers=writer)
-    node.wait(
-        lambda: [item for chunk in follower.data for item in chunk] == [1, 2], "both messages"
-    )
+    node.wait(lambda: list(chain(*follower.data)) == [1, 2], "both messages")
     assert follower.failures == []
 
 
