@@ -188,7 +188,8 @@ def test_the_network_is_let_in_on_purpose(tmp_path: Path, why: str) -> None:
         ({"TOKENS_FILE": "{tmp}/bad"}, "tokens-file {tmp}/bad: it is no file of tokens"),
         ({"JWT_KEYS": "{tmp}/bad"}, "jwt-keys {tmp}/bad: it has a secret of less"),
         ({"JWT_KEYS": "http://192.0.2.1/keys"}, "jwt-keys: keys are fetched by https"),
-        ({"ANONYMOUS_SCOPES": "read:a write:b"}, "anonymous-scopes: 'write'"),
+        ({"ANONYMOUS_SCOPES": "read:a write:b"}, "ANONYMOUS_SCOPES: expected scopes such as"),
+        ({"TOKENS_FILE": ""}, "TOKENS_FILE: expected text"),
     ],
 )
 def test_what_cannot_be_used_is_refused_at_the_start(

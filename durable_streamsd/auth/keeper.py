@@ -20,7 +20,7 @@ from durable_streamsd.auth.gate import Gate
 from durable_streamsd.auth.jwks import KeyFetcher
 from durable_streamsd.auth.jwt_check import JwtRules
 from durable_streamsd.auth.jwt_keys import KeyRing, KeysError, parse_keys
-from durable_streamsd.auth.scopes import SCOPES_MAX, ScopeError, Scopes, parse_scope
+from durable_streamsd.auth.scopes import parse_scopes
 from durable_streamsd.auth.token_file import FILE_BYTES_MAX, TokenFileError, build_table, decode
 from durable_streamsd.config import Settings
 
@@ -81,10 +81,8 @@ class Keeper:
         now_ms: Callable[[], int],
         reader_secret: Callable[[], bytes | None],
     ) -> None:
-        self._common = _anonymous_scopes(settings.anonymous_scopes)
-        rules = JwtRules(
-            settings.jwt_issuer or None, settings.jwt_audience or None, settings.jwt_scopes_claim
-        )
+        self._common = parse_scopes(settings.anonymous_scopes)
+        rules = JwtRules(settings.jwt_issuer, settings.jwt_audience, settings.jwt_scopes_claim)
         self.gate = Gate(self._common, rules, now_ms, reader_secret)
         self._on_changed: Callable[[bool], None] = lambda revoked: None
         self._files: list[WatchedFile] = []
@@ -92,12 +90,13 @@ class Keeper:
         self._task: asyncio.Task[None] | None = None
         self._fetcher: KeyFetcher | None = None
         self._url = ""
-        if settings.tokens_file:
+        if settings.tokens_file is not None:
             self._files.append(WatchedFile("tokens-file", settings.tokens_file, self._tokens))
-        if settings.jwt_keys.startswith(("https://", "http://")):
-            self._url = _checked_url(settings.jwt_keys)
-        elif settings.jwt_keys:
-            self._files.append(WatchedFile("jwt-keys", settings.jwt_keys, self._keys))
+        keys = settings.jwt_keys
+        if keys is not None and keys.startswith(("https://", "http://")):
+            self._url = _checked_url(keys)
+        elif keys is not None:
+            self._files.append(WatchedFile("jwt-keys", keys, self._keys))
         for file in self._files:
             file.load()()
 
@@ -162,16 +161,6 @@ class Keeper:
 
 def _looks(status: os.stat_result) -> tuple[int, ...]:
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-def _anonymous_scopes(text: str) -> Scopes:
-    words = text.split()
-    if len(words) > SCOPES_MAX:
-        raise AuthError(f"anonymous-scopes: at most {SCOPES_MAX} of them")
-    try:
-        return Scopes(map(parse_scope, words))
-    except ScopeError as error:
-        raise AuthError(f"anonymous-scopes: {error}") from None
 
 
 def _checked_url(text: str) -> str:

@@ -21,7 +21,16 @@ from typing import Final, NamedTuple
 
 from durable_streamsd.subscriptions.patterns import Pattern, PatternError, parse_pattern
 
-__all__ = ["EVERYTHING", "SCOPES_MAX", "Right", "Scope", "ScopeError", "Scopes", "parse_scope"]
+__all__ = [
+    "EVERYTHING",
+    "SCOPES_MAX",
+    "Right",
+    "Scope",
+    "ScopeError",
+    "Scopes",
+    "parse_scope",
+    "parse_scopes",
+]
 
 SCOPES_MAX: Final = 100
 """Of one token."""
@@ -112,6 +121,14 @@ class Scopes:
             and _leads_through(scope.pattern, segments, literal=True)
             for scope in self._scopes
         )
+
+
+def parse_scopes(text: str) -> Scopes:
+    """Scopes with spaces between. Raises `ScopeError`."""
+    words = text.split()
+    if len(words) > SCOPES_MAX:
+        raise ScopeError(f"there may be {SCOPES_MAX} scopes.")
+    return Scopes(map(parse_scope, words))
 
 
 def _rights(scopes: Scopes, path: bytes) -> int:

@@ -21,7 +21,8 @@ from durable_streamsd.auth.token_editor import create_token, read_tokens, revoke
 from durable_streamsd.auth.token_file import Entry, TokenFileError
 from durable_streamsd.cli.client_common import Server, run, server_options
 from durable_streamsd.cli.output import counted, fail, print_line, say
-from durable_streamsd.config import SettingsError, load_settings
+from durable_streamsd.settings.loading import load_settings
+from durable_streamsd.settings.sources import SettingsError
 
 __all__ = ["token"]
 
