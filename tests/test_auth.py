@@ -182,6 +182,18 @@ def test_what_is_open_stays_open(lab: Lab) -> None:
         assert "Authorization" in answer.headers["Access-Control-Allow-Headers"]
 
 
+def test_metrics_are_for_those_who_watch(lab: Lab) -> None:
+    """A right of its own, on everything; none to read streams is needed, and none is enough."""
+    lab.token("watcher", "metrics:**")
+    lab.token("part", "metrics:box/**", "read:**")
+    wait_until(lambda: lab.status("GET", "box/1", "part") == 200, 10, "known")
+    for watcher in ("watcher", "admin"):
+        assert lab.status("GET", "/metrics", watcher) not in (401, 403)
+    for token, status in ((None, 401), ("dst_wrong", 401), ("part", 403), ("read", 403)):
+        assert lab.ask("GET", "/metrics", token).status == status
+    assert lab.status("GET", "box/1", "watcher") == 403
+
+
 def test_reads_are_for_their_caller_alone(lab: Lab) -> None:
     """No shared cache may keep what needs a token, nor a browser give it to its next user."""
     for query in ("", "?offset=-1", "?offset=-1&live=long-poll"):

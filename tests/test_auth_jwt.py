@@ -144,30 +144,36 @@ def test_other_algorithms_are_refused(algorithm: object) -> None:
 NOW = int(time.time())
 
 
-@pytest.mark.parametrize(
-    "payload",
-    [
-        {"scope": "read:a"},
-        {"exp": NOW - 31},
-        {"exp": "soon"},
-        {"exp": None},
-        {"exp": [NOW + 60]},
-        {"exp": float("inf")},
-        {"exp": float("nan")},
-        {"exp": NOW + 60, "nbf": NOW + 120},
-        {"exp": NOW + 60, "nbf": "x"},
-        {"exp": NOW + 60, "iat": NOW + 120},
-        {"exp": NOW + 60, "aud": "another"},
-        [],
-        "exp",
-        None,
-    ],
-    ids=str,
-)
+PAYLOADS: list[object] = [
+    {"scope": "read:a"},
+    {"exp": NOW - 31},
+    {"exp": "soon"},
+    {"exp": None},
+    {"exp": [NOW + 60]},
+    {"exp": float("inf")},
+    {"exp": float("nan")},
+    {"exp": NOW + 60, "nbf": NOW + 120},
+    {"exp": NOW + 60, "nbf": "x"},
+    {"exp": NOW + 60, "iat": NOW + 120},
+    {"exp": NOW + 60, "aud": "another"},
+    [],
+    "exp",
+    None,
+]
+
+
+@pytest.mark.parametrize("payload", PAYLOADS, ids=range(len(PAYLOADS)))
 def test_claims_that_do_not_hold_are_refused(payload: object) -> None:
     """Missing, over, not begun, of another type, and meant for somebody else."""
     with pytest.raises(TokenRefused):
         check(by_hand({"alg": "HS256"}, payload, SECRET), HS_KEYS)
+
+
+@pytest.mark.parametrize("exp", [10**400, 1e300, 253_402_300_799, 10**18])
+def test_a_token_may_be_good_for_ever(exp: float) -> None:
+    """However large its `exp` is, what is left of it can be told."""
+    caller = check(signed(SECRET, "HS256", claims(exp=exp)), HS_KEYS)
+    assert caller.left_s(lambda: NOW * 1_000, 20.0) == 20.0
 
 
 def test_clocks_may_differ_a_little() -> None:
@@ -276,34 +282,34 @@ def test_no_altered_token_is_taken(data: st.DataObject) -> None:
 # ---- keys
 
 
-@pytest.mark.parametrize(
-    ("content", "private", "said"),
-    [
-        (b"", True, "less than 32 bytes"),
-        (b"short", True, "less than 32 bytes"),
-        (SECRET, False, "others may read"),
-        (b"two\nlines that are long enough for a secret", True, "neither"),
-        (b"\x00" * 40, True, "neither"),
-        (b"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi", True, "SSH"),
-        (pem(RSA_KEY)[:200], True, "no public key"),
-        (private_pem(RSA_KEY), True, "private key"),
-        (pem(generate_private_key(65_537, 1_024)), True, "2048"),
-        (pem(ec.generate_private_key(ec.SECP256R1())), True, "neither RSA nor Ed25519"),
-        (b"{", True, "no valid JSON"),
-        (b'{"keys":' * 100_000, True, "bytes"),
-        (b'{"keys": 5}', True, "no JSON Web Key Set"),
-        (b'{"keys": []}', True, "no key for"),
-        (b'{"keys": [5, null, {"kty": []}]}', True, "no key for"),
-        (json.dumps({"kty": "oct", "k": base64url(SECRET)}).encode(), False, "a secret"),
-        (json.dumps({"kty": "oct", "k": base64url(b"short")}).encode(), True, "less than 32"),
-        (json.dumps(jwk(ED_KEY, use="enc")).encode(), True, "not for signatures"),
-        (json.dumps(jwk(ED_KEY, key_ops=5)).encode(), True, "not for signatures"),
-        (json.dumps(jwk(RSA_KEY, alg="RS512")).encode(), True, "another algorithm"),
-        (json.dumps(jwk(RSA_KEY, d="AQAB")).encode(), True, "private key"),
-        (json.dumps(jwk(RSA_KEY, n=5)).encode(), True, "cannot be read"),
-        (json.dumps(jwk(ED_KEY, x="AAAA")).encode(), True, "cannot be read"),
-    ],
-)
+BAD_KEYS: list[tuple[bytes, bool, str]] = [
+    (b"", True, "less than 32 bytes"),
+    (b"short", True, "less than 32 bytes"),
+    (SECRET, False, "others may read"),
+    (b"two\nlines that are long enough for a secret", True, "neither"),
+    (b"\x00" * 40, True, "neither"),
+    (b"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi", True, "SSH"),
+    (pem(RSA_KEY)[:200], True, "no public key"),
+    (private_pem(RSA_KEY), True, "private key"),
+    (pem(generate_private_key(65_537, 1_024)), True, "2048"),
+    (pem(ec.generate_private_key(ec.SECP256R1())), True, "neither RSA nor Ed25519"),
+    (b"{", True, "no valid JSON"),
+    (b'{"keys":' * 100_000, True, "bytes"),
+    (b'{"keys": 5}', True, "no JSON Web Key Set"),
+    (b'{"keys": []}', True, "no key for"),
+    (b'{"keys": [5, null, {"kty": []}]}', True, "no key for"),
+    (json.dumps({"kty": "oct", "k": base64url(SECRET)}).encode(), False, "a secret"),
+    (json.dumps({"kty": "oct", "k": base64url(b"short")}).encode(), True, "less than 32"),
+    (json.dumps(jwk(ED_KEY, use="enc")).encode(), True, "not for signatures"),
+    (json.dumps(jwk(ED_KEY, key_ops=5)).encode(), True, "not for signatures"),
+    (json.dumps(jwk(RSA_KEY, alg="RS512")).encode(), True, "another algorithm"),
+    (json.dumps(jwk(RSA_KEY, d="AQAB")).encode(), True, "private key"),
+    (json.dumps(jwk(RSA_KEY, n=5)).encode(), True, "cannot be read"),
+    (json.dumps(jwk(ED_KEY, x="AAAA")).encode(), True, "cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("content", "private", "said"), BAD_KEYS, ids=range(len(BAD_KEYS)))
 def test_keys_that_will_not_do_are_refused(content: bytes, private: bool, said: str) -> None:
     """Weak, broken, private and misplaced ones, each with its reason."""
     with pytest.raises(KeysError, match=said):

@@ -129,7 +129,10 @@ def test_one_readable_path_is_no_pattern() -> None:
     ("scope", "said"),
     [
         ("read", "has no colon"),
-        ("write:a", "'write' in 'write:a' is none of the rights read, append, create, delete"),
+        (
+            "write:a",
+            "'write' in 'write:a' is none of the rights read, append, create, delete, admin",
+        ),
         (":a", "'' in ':a' is none"),
         ("read,:a", "'' in 'read,:a' is none"),
         ("READ:a", "'READ' in"),

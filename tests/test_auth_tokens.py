@@ -170,33 +170,33 @@ GOOD = {
 }
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"", "no file of tokens"),
-        (b"[]", "no file of tokens"),
-        (b"[" * 100_000, "no file of tokens"),
-        (b"\xff\xfe", "no file of tokens"),
-        (json.dumps({"version": 2, "tokens": []}).encode(), "version 2"),
-        (json.dumps({"version": 1, "tokens": [], "more": 1}).encode(), "no file of tokens"),
-        *(
-            (json.dumps({"version": 1, "tokens": [{**GOOD, **wrong}]}).encode(), said)
-            for wrong, said in (
-                ({"id": "x"}, "an id"),
-                ({"id": "00000000"}, "an id"),
-                ({"sha256": "0" * 63}, "sha256"),
-                ({"name": ""}, "a name"),
-                ({"scopes": []}, "1 to 100 scopes"),
-                ({"scopes": ["read:a"] * 101}, "1 to 100 scopes"),
-                ({"scopes": ["rule:a"]}, "a bad scope"),
-                ({"expires_at": "2026-01-31T12:00:00"}, "offset from UTC"),
-                ({"expires_at": "soon"}, "no file of tokens"),
-                ({"scope": "read:a"}, "no file of tokens"),
-            )
-        ),
-        (json.dumps({"version": 1, "tokens": [GOOD, GOOD]}).encode(), "twice"),
-    ],
-)
+BAD_FILES: list[tuple[bytes, str]] = [
+    (b"", "no file of tokens"),
+    (b"[]", "no file of tokens"),
+    (b"[" * 100_000, "no file of tokens"),
+    (b"\xff\xfe", "no file of tokens"),
+    (json.dumps({"version": 2, "tokens": []}).encode(), "version 2"),
+    (json.dumps({"version": 1, "tokens": [], "more": 1}).encode(), "no file of tokens"),
+    *(
+        (json.dumps({"version": 1, "tokens": [{**GOOD, **wrong}]}).encode(), said)
+        for wrong, said in (
+            ({"id": "x"}, "an id"),
+            ({"id": "00000000"}, "an id"),
+            ({"sha256": "0" * 63}, "sha256"),
+            ({"name": ""}, "a name"),
+            ({"scopes": []}, "1 to 100 scopes"),
+            ({"scopes": ["read:a"] * 101}, "1 to 100 scopes"),
+            ({"scopes": ["rule:a"]}, "a bad scope"),
+            ({"expires_at": "2026-01-31T12:00:00"}, "offset from UTC"),
+            ({"expires_at": "soon"}, "no file of tokens"),
+            ({"scope": "read:a"}, "no file of tokens"),
+        )
+    ),
+    (json.dumps({"version": 1, "tokens": [GOOD, GOOD]}).encode(), "twice"),
+]
+
+
+@pytest.mark.parametrize(("content", "said"), BAD_FILES, ids=range(len(BAD_FILES)))
 def test_a_bad_file_is_refused_as_a_whole(content: bytes, said: str) -> None:
     """Half a file could be somebody's rights, or lack somebody's revocation."""
     with pytest.raises(TokenFileError, match=said):

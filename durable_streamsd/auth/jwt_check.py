@@ -22,6 +22,8 @@ __all__ = ["LEEWAY_S", "JwtRules", "TokenRefused", "UnknownKey", "check_jwt"]
 
 LEEWAY_S: Final = 30
 """For clocks that differ."""
+EXPIRES_S_MAX: Final = 253_402_300_799
+"""The end of the year 9999: beyond it, it makes no difference."""
 
 
 class TokenRefused(Exception):
@@ -63,7 +65,7 @@ def check_jwt(token: str, keys: KeyRing, rules: JwtRules, common: Scopes) -> Cal
             leeway=LEEWAY_S,
             options={"require": ["exp"]},
         )
-        expires_ms = (int(claims["exp"]) + LEEWAY_S) * 1_000
+        expires_ms = (min(int(claims["exp"]), EXPIRES_S_MAX) + LEEWAY_S) * 1_000
     except jwt.ExpiredSignatureError:
         raise TokenRefused("The token has expired.") from None
     except jwt.ImmatureSignatureError:

@@ -8,8 +8,8 @@ The patterns are those of subscriptions (`subscriptions.patterns`): `*` is one s
 number of them, none too. They are matched with the decoded path that the store knows, so no other
 spelling of a path steps around one.
 
-`admin` is every right on its streams, and that to make and delete subscriptions to them; on `**` it
-is also what daemon-wide routes ask for.
+`admin` is every right on its streams, and that to make and delete subscriptions to them. `metrics`
+counts on `**` only: who watches a daemon need not be able to read or change anything.
 
 Left out: rights that are taken away again. A scope only ever adds.
 """
@@ -44,16 +44,17 @@ class ScopeError(ValueError):
 
 
 class Right(enum.IntFlag):
-    """What may be done with a stream."""
+    """What may be done with a stream, or (`METRICS`, on `**`) be known of all together."""
 
     READ = 1
     APPEND = 2
     CREATE = 4
     DELETE = 8
     ADMIN = 16
+    METRICS = 32
 
 
-_ALL = Right.READ | Right.APPEND | Right.CREATE | Right.DELETE | Right.ADMIN
+_ALL = ~Right(0)
 _RIGHTS: Final = {right.name.lower(): right for right in Right if right.name is not None}
 
 

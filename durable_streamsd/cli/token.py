@@ -90,9 +90,10 @@ def _path(file: str | None, config: str | None) -> Path:
 def create(path: Path, name: str, scopes: tuple[str, ...], expires_in: str | None) -> None:
     """Make a token and print it: the only time that it is seen.
 
-    NAME is for you, to know it again. Rights are read, append, create, delete and admin, which is
-    all of them, with subscriptions. In a pattern * is one segment of a path, ** any number of them.
-    The file is made if it is missing, readable to you alone: run this as the daemon's user.
+    NAME is for you, to know it again. Rights are read, append, create, delete, metrics, and admin,
+    which is all of them, with subscriptions. In a pattern * is one segment of a path, ** any number
+    of them. The file is made if it is missing, readable to you alone: run this as the daemon's
+    user.
 
     \b
     Examples:

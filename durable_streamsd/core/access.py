@@ -9,6 +9,7 @@ stream. So an answer to somebody without it is the same whether there is a strea
                              them to look at it and to claim. Ack, release and callback have tokens
                              of their own (protocol 7.1, 7.2)
     __ds/tokens              read, on the stream
+    /metrics                 metrics, on everything
     __ds/jwks.json, health, OPTIONS   nothing
 
 Paths are compared as the store knows them: parsed, and decoded once. Without a gate everybody may
@@ -29,7 +30,7 @@ from durable_streamsd.subscriptions.patterns import Pattern
 
 __all__ = [
     "admit",
-    "check_admin",
+    "check_metrics",
     "check_prefix",
     "check_still",
     "check_stream",
@@ -89,9 +90,13 @@ def check_prefix(request: Request, prefix: bytes, context: Context) -> None:
         _refuse(caller, Right.READ, request.headers, context)
 
 
-def check_admin(request: Request, context: Context) -> None:
-    """Let only those pass who may do everything. Raises `Problem`."""
-    check_subject(request, Right.ADMIN, EVERYTHING, (), context)
+def check_metrics(request: Request, context: Context) -> None:
+    """Find out who sends the request, and let only those pass who may see how the daemon is doing.
+
+    Raises `Problem`.
+    """
+    identify(request, context)
+    check_subject(request, Right.METRICS, EVERYTHING, (), context)
 
 
 def check_subject(

@@ -63,7 +63,8 @@ class Request:
         self.caller: Caller | None = None
 
     def __repr__(self) -> str:
-        return f"<Request {self.method} {self.path!r} {self.query!r}, {len(self.body)} bytes>"
+        # Without the query, as a token may be in it.
+        return f"<Request {self.method} {self.path!r}, {len(self.body)} bytes>"
 
 
 class Response:

@@ -13,7 +13,7 @@ Left out: `/metrics`, which needs what the lanes count.
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from durable_streamsd.core.access import admit
+from durable_streamsd.core.access import admit, check_metrics
 from durable_streamsd.core.append import DirectAppend, append
 from durable_streamsd.core.caching import is_private
 from durable_streamsd.core.context import Context
@@ -120,6 +120,8 @@ async def _route(request: Request, context: Context) -> Response | None:
         return await handler(request, path, context)
     if target in HEALTH_PATHS:
         return health(request, context)
+    if target == b"/metrics":
+        check_metrics(request, context)
     raise Problem(Code.NO_SUCH_ROUTE)
 
 
