@@ -186,6 +186,8 @@ def test_the_network_is_let_in_on_purpose(tmp_path: Path, why: str) -> None:
     [
         ({"TOKENS_FILE": "{tmp}/none.json"}, "tokens-file {tmp}/none.json: cannot read it"),
         ({"TOKENS_FILE": "{tmp}/bad"}, "tokens-file {tmp}/bad: it is no file of tokens"),
+        ({"TOKENS_FILE": "{tmp}/open"}, "tokens-file {tmp}/open: anybody may write to it"),
+        ({"JWT_KEYS": "{tmp}/open"}, "jwt-keys {tmp}/open: anybody may write to it"),
         ({"JWT_KEYS": "{tmp}/bad"}, "jwt-keys {tmp}/bad: it has a secret of less"),
         ({"JWT_KEYS": "http://192.0.2.1/keys"}, "jwt-keys: keys are fetched by https"),
         ({"ANONYMOUS_SCOPES": "read:a write:b"}, "ANONYMOUS_SCOPES: expected scopes such as"),
@@ -196,9 +198,9 @@ def test_what_cannot_be_used_is_refused_at_the_start(
     tmp_path: Path, env: dict[str, str], said: str
 ) -> None:
     """With one sentence, and before anything is served."""
-    bad = tmp_path / "bad"
-    bad.write_text("[]")
-    bad.chmod(0o600)
+    for name, mode in (("bad", 0o600), ("open", 0o666)):
+        (tmp_path / name).write_text("[]")
+        (tmp_path / name).chmod(mode)
     settings = {f"DURABLE_STREAMSD_{k}": v.format(tmp=tmp_path) for k, v in env.items()}
     code, error = start("serve", "--data-dir", str(tmp_path / "d"), "--port", "0", **settings)
     assert code == 2

@@ -64,7 +64,11 @@ class KeyFetcher:
     async def _run(self) -> None:
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
         async with aiohttp.ClientSession(
-            timeout=timeout, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
+            timeout=timeout,
+            headers={"Accept-Encoding": "identity"},  # a small answer stays small
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
         ) as session:
             while True:
                 self._fetching = True

@@ -63,6 +63,8 @@ class WatchedFile:
                 content = file.read(FILE_BYTES_MAX + 1)
         except OSError as error:
             raise AuthError(f"{self}: cannot read it: {error.strerror}") from None
+        if status.st_mode & stat.S_IWOTH:
+            raise AuthError(f"{self}: anybody may write to it; run: chmod o-w {self._path}")
         try:
             return self._make(content, not status.st_mode & (stat.S_IRWXG | stat.S_IRWXO))
         except (TokenFileError, KeysError) as error:
