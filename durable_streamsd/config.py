@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
+from durable_streamsd.auth.scopes import ScopeError, parse_scopes
 from durable_streamsd.core.retention import RULES_MAX, RetentionRule
 
 __all__ = ["FLAGS", "Secret", "Settings", "wrong_together"]
@@ -28,6 +29,8 @@ FLAGS = {
     "public-url": "public_url",
     "log-level": "log_level",
     "webhook-targets": "webhook_targets",
+    "tokens-file": "tokens_file",
+    "allow-anonymous": "allow_anonymous",
 }
 """Flags by the setting they set."""
 
@@ -36,6 +39,8 @@ KIB, MIB = 1 << 10, 1 << 20
 Seconds = Annotated[float, Meta(ge=0.05, le=86_400)]
 Count = Annotated[int, Meta(ge=1, le=1 << 30)]
 Bytes = Annotated[int, Meta(ge=1, le=1 << 40)]
+Given = Annotated[str, Meta(min_length=1)]
+"""Text that is not empty: an empty variable of the environment must not turn authentication off."""
 Secret = Annotated[str, Meta(extra={"secret": True})]
 """Text that no output and no error shows."""
 
@@ -93,6 +98,20 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     drain_timeout_s: Annotated[float, Meta(ge=0.05, le=9)] = 4.0
     """How long SIGTERM waits for answers in flight."""
 
+    # who may do what
+    tokens_file: Given | None = None
+    """Tokens and their scopes, as `durable-streamsd token` writes them."""
+    jwt_keys: Given | None = None
+    """What JWTs are checked with: a file with keys, or the URL of a JSON Web Key Set."""
+    jwt_issuer: Given | None = None
+    jwt_audience: Given | None = None
+    """What `iss` and `aud` of a JWT have to be."""
+    jwt_scopes_claim: Given = "scope"
+    anonymous_scopes: str = ""
+    """What anybody may do, with spaces between."""
+    allow_anonymous: bool = False
+    """Listen to the network although nobody is asked who they are."""
+
     # webhooks
     webhook_targets: Literal["public", "loopback", "private"] = "public"
     """How far they may go, beyond public addresses by https."""
@@ -115,3 +134,7 @@ def wrong_together(settings: Settings) -> Iterator[tuple[str, str]]:
         url = urlsplit(settings.public_url)
         if url.scheme not in ("http", "https") or not url.netloc or url.path.strip("/"):
             yield "public_url", "expected scheme and host, such as https://streams.example.org"
+    try:
+        parse_scopes(settings.anonymous_scopes)
+    except ScopeError as error:
+        yield "anonymous_scopes", f"expected scopes such as read:public/** ({str(error)[:-1]})"

@@ -26,6 +26,8 @@ import msgspec
 import uvloop
 
 import durable_streamsd
+from durable_streamsd.auth.exposure import exposed_without_authentication, wants_authentication
+from durable_streamsd.auth.keeper import AuthError, Keeper
 from durable_streamsd.committer import Committer
 from durable_streamsd.config import Settings
 from durable_streamsd.core.context import Context, Options
@@ -57,6 +59,7 @@ from storage.store import Store
 __all__ = ["build_services", "run"]
 
 EXIT_FAILED = 1
+EXIT_USAGE = 2
 EXIT_LOCKED = 3
 
 TICK_S = 1.0
@@ -73,6 +76,12 @@ UNSENT_BYTES_MAX = 128 << 10
 that stopped reading held 1.5 MiB of the kernel's memory, which all TCP of the machine shares."""
 PEER_TIMEOUT_MS = 60_000
 """After so long without an acknowledgement of what was sent, a peer is taken for gone."""
+
+OPEN_TO_ALL = (
+    "host: whoever reaches {} could read, change and delete everything, as there is no "
+    "authentication; set tokens-file or jwt-keys (see durable-streamsd token --help), or say that "
+    "this is meant: --allow-anonymous"
+)
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +106,9 @@ def run(settings: Settings, on_listening: Callable[[str], None] | None = None) -
         segment_bytes=max(settings.segment_bytes, 2 * settings.body_bytes_max),
         tail_cache_bytes_max=settings.tail_cache_bytes_max,
     )
+    if exposed_without_authentication(settings):
+        print(f"durable-streamsd: {OPEN_TO_ALL.format(settings.host)}", file=sys.stderr)
+        return EXIT_USAGE
     try:
         store = Store.open(Path(settings.data_dir), limits)
     except OpenError as error:
@@ -145,6 +157,12 @@ class Daemon:
             print(f"durable-streamsd: {error}", file=sys.stderr)
             self._store.close()
             return EXIT_FAILED
+        try:
+            self._keeper = open_gate(self._settings, services)
+        except AuthError as error:
+            print(f"durable-streamsd: {error}", file=sys.stderr)
+            self._store.close()
+            return EXIT_USAGE
         services.committer.start()
         self._runner = Runner(services, desk)
         self._runner.start(left_over)
@@ -152,6 +170,8 @@ class Daemon:
         self._watchdog = Watchdog(
             self._service, services.committer.ask, lambda: not self._store.latched
         )
+        if self._keeper is not None:
+            self._keeper.start(self._callers_changed)
         server = await loop.create_server(
             self._lane if self._settings.express_lane else self._general,
             sock=listener,
@@ -178,21 +198,32 @@ class Daemon:
         self._ticker.cancel()
         return self._close()
 
-    def _reload(self) -> None:
-        self._service.reloading()
-        log.info("SIGHUP: nothing can be reloaded yet")
-        self._service.ready(self._serving)
-
     def _tick(self) -> None:
         """What is done once a second."""
         self._ticker = asyncio.get_running_loop().call_later(TICK_S, self._tick)
         self._services.clock.tick()
         self._services.context.tick()
+        if self._keeper is not None:
+            self._keeper.tick()
         self._services.committer.kick()  # for what the store's tick finds: expiries are records
         self._room_made()
         self._watchdog.tick()
         self._retainer.look()
         self._store.tick(self._store.now_ms())  # last: it may meet a damaged index
+
+    def _reload(self) -> None:
+        """SIGHUP: read again what can be read again."""
+        self._service.reloading()
+        log.info("SIGHUP: reading tokens and keys again, if there are any")
+        if self._keeper is not None:
+            self._keeper.reload()
+        self._service.ready(self._serving)
+
+    def _callers_changed(self, revoked: bool) -> None:
+        """Other tokens or keys count; `revoked`: and somebody's do no more."""
+        self._lane.heads.clear()
+        if revoked:
+            self._services.hub.wake_all()
 
     def _room_made(self) -> None:
         """A batch was settled or the index got further: there may be room for more."""
@@ -208,6 +239,8 @@ class Daemon:
         self._general.drain()
         services.hub.wake_all()
         await self._runner.stop()
+        if self._keeper is not None:
+            await self._keeper.stop()
         try:
             async with asyncio.timeout(self._settings.drain_timeout_s):
                 await services.connections.none()
@@ -292,6 +325,15 @@ def build_services(
         clock=Clock(),
         connections=Connections(),
     )
+
+
+def open_gate(settings: Settings, services: Services) -> Keeper | None:
+    """Let only callers in who may, if that is wanted. Raises `AuthError`."""
+    if not wants_authentication(settings):
+        return None
+    keeper = Keeper(settings, services.store.now_ms, services.desk.keys.reader_secret)
+    services.context.gate = keeper.gate
+    return keeper
 
 
 def _die() -> None:

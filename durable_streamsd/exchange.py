@@ -171,7 +171,7 @@ class Exchange(Timed):
                 return
         if wake.due:
             self.resume(True)
-        elif self.services.context.draining:
+        elif self.services.context.draining or wake.revoked:
             self.resume(False)
         else:
             self.services.hub.register(self, wake.stream)

@@ -25,7 +25,7 @@ from aiohttp.http_exceptions import LineTooLong
 
 from durable_streamsd.core.message import Frame, Request, Response
 from durable_streamsd.core.problems import Code
-from durable_streamsd.core.router import dispatch
+from durable_streamsd.core.router import barred_of, dispatch
 from durable_streamsd.exchange import Exchange
 from durable_streamsd.express.connection import PROGRESS_BYTES, SMALL_BODY_BYTES
 from durable_streamsd.express.head import CHUNKED, Head, Refused, judge_head
@@ -237,7 +237,9 @@ class General(web.Server):
             del message, body, head  # an event stream must not keep them
             return await self._relay(exchange, request)
         except Refused as refused:
-            return await self._send(services.context.problem(refused.code), request, True, exchange)
+            return await self._send(
+                refused.problem.response(services.context.common), request, True, exchange
+            )
         finally:
             # Cancelled because the connection is lost, or all said: either way nothing is left.
             exchange.cancel()
@@ -261,17 +263,21 @@ class General(web.Server):
         return head
 
     async def _body_of(self, request: web.BaseRequest, head: Head, claim: Claim) -> bytes:
-        """The whole body. One that is too large is read on and dropped, so that the answer to it
-        reaches a client that is still sending."""
+        """The whole body. One that is too large, or of somebody who may not send it, is read on and
+        dropped, so that the answer to it reaches a client that is still sending."""
         settings = self._services.settings
         content = request.content
-        too_large = head.length > settings.body_bytes_max
+        large = head.length == CHUNKED or head.length > SMALL_BODY_BYTES
+        context = self._services.context
+        barred = barred_of(head.method, head.target, head.headers, context) if large else None
+        refusal = Refused(barred or Code.BODY_TOO_LARGE)
+        too_large = barred is not None or head.length > settings.body_bytes_max
         protocol = request.protocol
         if isinstance(protocol, Protocol) and protocol.half_closed and not content.is_eof():
             raise Refused(Code.BAD_REQUEST)
         if head.expects_100 and not content.is_eof():
             if too_large:
-                raise Refused(Code.BODY_TOO_LARGE)
+                raise refusal
             if request.transport is not None:
                 request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if head.length > SMALL_BODY_BYTES and not too_large:
@@ -294,7 +300,7 @@ class General(web.Server):
             if len(body) > SMALL_BODY_BYTES and not too_large and not claim.size_bytes:
                 await claim.take(settings.body_bytes_max)
         if too_large:
-            raise Refused(Code.BODY_TOO_LARGE)
+            raise refusal
         return bytes(body)
 
     async def _relay(self, exchange: TaskExchange, request: web.BaseRequest) -> web.StreamResponse:

@@ -93,7 +93,7 @@ class Hub:
             self._turn()
 
     def wake_all(self) -> None:
-        """Wake everybody, because the daemon stops."""
+        """Wake everybody: the daemon stops, or somebody may have lost their right to wait."""
         self.wake([group.stream for group in self._groups.values()])
 
     def _turn(self) -> None:

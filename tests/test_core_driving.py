@@ -127,7 +127,7 @@ class Exchange:
 async def attempt_first(request: Request, context: Context) -> Response | None:
     """As the express lane does: directly if that is possible, otherwise by `dispatch`."""
     target = b"%b?%b" % (request.path, request.query) if request.query else request.path
-    direct = direct_of(request.method, target, request.headers)
+    direct = direct_of(request.method, target, request.headers, context)
     answer = direct.attempt(request.body, context) if direct is not None else None
     if answer is not None and answer.rests_on is not None:
         try:

@@ -723,7 +723,7 @@ def test_heads_are_refused_with_a_reason(lines: list[bytes], code: Code) -> None
     """Each with the code that says what was wrong."""
     with pytest.raises(Refused) as caught:
         head(*lines)
-    assert caught.value.code is code
+    assert caught.value.problem.code is code
 
 
 # ---- bodies

@@ -34,6 +34,7 @@ DAEMON_COMMANDS = {
     "dev": _Command("server", "Start a daemon to try things with, without configuration."),
     "serve": _Command("server", "Start the daemon on a data directory."),
     "config": _Command("config", "Check a configuration file, or show what is in effect."),
+    "token": _Command("token", "Make, list and revoke the tokens that a daemon lets in."),
     "verify": _Command("offline", "Check a data directory for damage."),
     "dump": _Command("offline", "Print the records of a data directory."),
     "backup": _Command("offline", "Copy a data directory, also while a daemon is using it."),

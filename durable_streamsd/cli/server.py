@@ -44,6 +44,17 @@ def settings_options(command: Callable[..., None]) -> Callable[..., None]:
             "loopback].",
         ),
         click.option(
+            "--tokens-file",
+            metavar="FILE",
+            help='Ask who requests are from: the tokens that "token create" wrote here.',
+        ),
+        click.option(
+            "--allow-anonymous",
+            is_flag=True,
+            default=None,
+            help="Listen to other machines although anybody may do everything.",
+        ),
+        click.option(
             "--public-url",
             metavar="URL",
             help="Scheme and host to use in absolute URLs, such as https://streams.example.org "

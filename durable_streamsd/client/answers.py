@@ -70,6 +70,15 @@ def page_of(body: bytes, url: str) -> tuple[list[Listed], str | None]:
     return streams, after if isinstance(after, str) else None
 
 
+def token_of(body: bytes, url: str) -> str:
+    """The token that was lent."""
+    try:
+        token = json.loads(body)["token"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise NotTheProtocol(f"{url} does not answer with a token") from error
+    return str(token)
+
+
 def number_of(text: str) -> int | None:
     """A header's number; None for anything else."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None

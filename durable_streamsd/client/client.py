@@ -8,6 +8,7 @@ Invariants:
 - Nothing read is unbounded: answers end at `ANSWER_BYTES_MAX`, events at `EVENT_BYTES_MAX`.
 """
 
+import json
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -28,6 +29,7 @@ from durable_streamsd.client.answers import (
     number_of,
     page_of,
     refusal_of,
+    token_of,
 )
 from durable_streamsd.client.errors import NotTheProtocol, Unreachable
 from durable_streamsd.client.sse import EVENT_BYTES_MAX, SseParser
@@ -164,6 +166,12 @@ class StreamClient:
             if after is None:
                 return
             query["after"] = after
+
+    async def lend(self, path: str, ttl_seconds: int) -> str:
+        """A token that reads one stream for so long; an extension of this project's daemon."""
+        body = json.dumps({"path": path, "ttl_s": ttl_seconds}).encode()
+        async with self._request("POST", "__ds/tokens", {200}, body=body) as response:
+            return token_of(await body_of(response), str(response.url))
 
     async def read(self, path: str, offset: str) -> Chunk:
         """One chunk from `offset` on, without waiting (5.6); `-1` is the start, `now` the tail."""

@@ -7,6 +7,7 @@ producer, `Stream-Seq`, JSON. Nothing is answered before what the answer rests o
 
 from functools import partial
 
+from durable_streamsd.auth.caller import Caller
 from durable_streamsd.core.context import Context
 from durable_streamsd.core.direct import Direct
 from durable_streamsd.core.effects import Durable, Offload, Room
@@ -41,12 +42,12 @@ class DirectAppend(Direct):
 
     __slots__ = ("_change", "_path", "_plain")
 
-    def __init__(self, path: bytes, headers: dict[bytes, bytes]) -> None:
+    def __init__(self, path: bytes, headers: dict[bytes, bytes], caller: Caller | None) -> None:
         """Raises `Problem` for a malformed header."""
         change = _parse(headers, b"any")
         plain = change.producer is None and change.stream_seq is None and not change.close
         # A producer's next request has another number, so that its head does not come again.
-        super().__init__(repeats=plain)
+        super().__init__(repeats=plain, caller=caller)
         self._path = path
         self._plain = plain
         self._change = change
@@ -55,6 +56,9 @@ class DirectAppend(Direct):
         if not body:
             return None
         store = context.store
+        caller = self.caller
+        if caller is not None and not caller.holds(store.now_ms):
+            return None
         change = self._change
         if self._plain:
             assert change.media_type is not None

@@ -2,8 +2,10 @@
 
 Decided here, where the protocol leaves it open:
 
-- A read whose request carries credentials is `private`: the daemon authenticates nobody, but a
-  proxy in front may, and its cache must not mix users.
+- With authentication, a read is `private` unless anybody may read that stream (RFC 9111, 3.5). A
+  browser's own cache may have several users, one after the other: hence `Vary: Authorization`.
+- Without, a read whose request carries credentials is `private`: a proxy in front may look at them,
+  and its cache must not mix users.
 - A lifetime (`Stream-TTL`, `Stream-Expires-At`) caps how long a copy may be used, and so does
   retention by seconds.
 - An empty answer at the tail of an open stream must be asked again each time (`no-cache`): a copy
@@ -15,12 +17,14 @@ Decided here, where the protocol leaves it open:
 
 from typing import Final
 
-from durable_streamsd.core.lines import NO_CACHE
+from durable_streamsd.auth.scopes import Right
+from durable_streamsd.core.context import Context
+from durable_streamsd.core.lines import NO_CACHE, PRIVATE_NO_CACHE
 from durable_streamsd.core.offsets import EARLIEST, Place
 from storage.reading import Chunk
 from storage.state import Stream, StreamConfig
 
-__all__ = ["cache_line", "entity_tag", "has_credentials"]
+__all__ = ["cache_line", "entity_tag", "is_private"]
 
 FRESH_S: Final = 60
 STALE_S: Final = 300
@@ -28,15 +32,17 @@ STALE_S: Final = 300
 _PUBLIC: Final = b"Cache-Control: public, max-age=60, stale-while-revalidate=300\r\n"
 
 
-def has_credentials(headers: dict[bytes, bytes]) -> bool:
-    """Whether the request says who is asking."""
+def is_private(headers: dict[bytes, bytes], path: bytes, context: Context) -> bool:
+    """Whether the answer to a read is for whoever sent it alone."""
+    if context.gate is not None:
+        return not context.gate.anonymous.may(Right.READ, path)
     return b"authorization" in headers or b"cookie" in headers
 
 
 def cache_line(offset: Place, config: StreamConfig, private: bool, now_ms: int) -> bytes:
     """`Cache-Control` for data from a place other than `now`."""
     if offset is EARLIEST and config.retention is not None:
-        return b"Cache-Control: private, no-cache\r\n" if private else NO_CACHE
+        return PRIVATE_NO_CACHE if private else NO_CACHE
     if config.expires_ms is not None:
         left_s = max(0, (config.expires_ms - now_ms) // 1_000)
     elif config.ttl_s is not None:
@@ -51,7 +57,8 @@ def cache_line(offset: Place, config: StreamConfig, private: bool, now_ms: int) 
     fresh_s = min(left_s, FRESH_S)
     stale_s = min(left_s - fresh_s, STALE_S)
     values = (scope, fresh_s, stale_s)
-    return b"Cache-Control: %b, max-age=%d, stale-while-revalidate=%d\r\n" % values
+    line = b"Cache-Control: %b, max-age=%d, stale-while-revalidate=%d\r\n" % values
+    return line + b"Vary: Authorization\r\n" if private else line
 
 
 def entity_tag(stream: Stream, chunk: Chunk) -> bytes:

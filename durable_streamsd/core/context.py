@@ -13,6 +13,7 @@ from durable_streamsd.core.retention import RetentionRules
 from durable_streamsd.core.shared import SharedAnswers
 
 if TYPE_CHECKING:
+    from durable_streamsd.auth.gate import Gate
     from durable_streamsd.subscriptions.desk import Desk
     from storage.store import Store
 
@@ -54,6 +55,8 @@ class Context:
         self.draining = False
         self.subscriptions: Desk | None = None
         """Put in by the daemon; without it the control API of subscriptions is not served."""
+        self.gate: Gate | None = None
+        """Put in by the daemon if it has authentication; without it everybody may do everything."""
         self.common = common_block(self.options.cors_origin)
         url = self.options.public_url
         self.base_url = None if url is None else url.rstrip("/").encode("ascii")

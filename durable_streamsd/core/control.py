@@ -1,6 +1,7 @@
 """The control routes under `__ds` (protocol 6 and 7), and their errors.
 
     streams                                 GET HEAD, an extension: what streams there are
+    tokens                                  POST, an extension: a token for one reader
     jwks.json                               GET
     subscriptions/{id}                      PUT GET DELETE
     subscriptions/{id}/streams              POST
@@ -15,8 +16,10 @@ import re
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
+from durable_streamsd.core.access import identify
 from durable_streamsd.core.context import Context
 from durable_streamsd.core.effects import Durable, Effect
+from durable_streamsd.core.lending import lend_token
 from durable_streamsd.core.lines import allow_line
 from durable_streamsd.core.listing import list_streams
 from durable_streamsd.core.message import Request, Response
@@ -52,6 +55,9 @@ _ROUTES: dict[tuple[str, ...], dict[str, Handler]] = {
 }
 
 
+_WITH_TOKENS_OF_THEIR_OWN: Final = (["callback"], ["ack"], ["release"])
+
+
 async def control(request: Request, context: Context) -> Response:
     """Answer a request for a reserved path."""
     try:
@@ -72,6 +78,7 @@ async def _route(request: Request, context: Context) -> Response:
         for raw in request.path[len(STREAM_ROOT) :].split(b"/")
     ]
     if segments == ["streams"]:
+        identify(request, context)
         return await list_streams(request, context)
     desk = context.subscriptions
     if desk is None or not segments:
@@ -79,6 +86,10 @@ async def _route(request: Request, context: Context) -> Response:
     if segments == ["jwks.json"]:
         _check_method(request, ("GET",))
         return await _jwks(context, desk)
+    if segments == ["tokens"]:
+        _check_method(request, ("POST",))
+        identify(request, context)
+        return await lend_token(request, context, desk)
     if segments[0] != "subscriptions" or len(segments) < 2:
         raise _nothing_here()
     identity = segments[1]
@@ -86,12 +97,15 @@ async def _route(request: Request, context: Context) -> Response:
         raise invalid(f"A subscription's id has 1 to {ID_BYTES_MAX} bytes, none of them control.")
     if segments[2:3] == ["streams"] and len(segments) > 3:
         _check_method(request, ("DELETE",))
+        identify(request, context)
         path = check_path("/".join(segments[3:]).encode())
-        return await remove_stream(path, identity, context, desk)
+        return await remove_stream(request, path, identity, context, desk)
     handlers = _ROUTES.get(tuple(segments[2:]))
     if handlers is None:
         raise _nothing_here()
     _check_method(request, tuple(handlers))
+    if segments[2:] not in _WITH_TOKENS_OF_THEIR_OWN:
+        identify(request, context)
     return await handlers[request.method](request, identity, context, desk)
 
 
@@ -121,4 +135,5 @@ def _translated(problem: Problem, context: Context) -> Response:
     if code.retry_after_s is not None:
         lines = (*lines, b"Retry-After: %d\r\n" % code.retry_after_s)
     name = code.code.upper().replace("-", "_")
-    return reserved_error(context.common, code.status, name, code.advice, *lines)
+    message = f"{problem.detail} {code.advice}" if problem.detail else code.advice
+    return reserved_error(context.common, code.status, name, message, *lines)

@@ -17,7 +17,16 @@ from durable_streamsd.subscriptions.patterns import Pattern, PatternError, parse
 from durable_streamsd.subscriptions.refusal import Refusal, invalid
 from durable_streamsd.subscriptions.targets import Reach, TargetError, check_url
 
-__all__ = ["Report", "Wanted", "parse_report", "parse_streams", "parse_wanted", "parse_worker"]
+__all__ = [
+    "Report",
+    "Wanted",
+    "decode_body",
+    "parse_body_path",
+    "parse_report",
+    "parse_streams",
+    "parse_wanted",
+    "parse_worker",
+]
 
 BODY_BYTES_MAX: Final = 1 << 20
 STREAMS_MAX: Final = 1_000
@@ -88,7 +97,7 @@ class Report(NamedTuple):
 
 def parse_wanted(request: Request, reach: Reach) -> Wanted:
     """The body of a PUT (protocol 6.2). Raises `Refusal`."""
-    body = _decode(request, _Create)
+    body = decode_body(request, _Create)
     streams = _paths(body.streams or [])
     pattern = wake_stream = url = None
     if body.pattern:
@@ -109,7 +118,7 @@ def parse_wanted(request: Request, reach: Reach) -> Wanted:
     else:
         if not body.wake_stream:
             raise invalid("A pull-wake subscription needs wake_stream.")
-        wake_stream = _path(body.wake_stream)
+        wake_stream = parse_body_path(body.wake_stream)
         if wake_stream in streams:
             raise invalid("The wake stream cannot be one of the streams that wake.")
     normal = {
@@ -136,7 +145,7 @@ def parse_wanted(request: Request, reach: Reach) -> Wanted:
 
 def parse_streams(request: Request) -> list[bytes]:
     """The body that adds streams (protocol 6.4). Raises `Refusal`."""
-    streams = _paths(_decode(request, _Streams).streams)
+    streams = _paths(decode_body(request, _Streams).streams)
     if not streams:
         raise invalid("Send at least one path in streams.")
     return streams
@@ -144,19 +153,20 @@ def parse_streams(request: Request) -> list[bytes]:
 
 def parse_worker(request: Request) -> str:
     """The body of a claim (protocol 7.2): the worker's name. Raises `Refusal`."""
-    return _decode(request, _Worker).worker
+    return decode_body(request, _Worker).worker
 
 
 def parse_report(request: Request) -> Report:
     """The body of a callback, an ack or a release (protocol 7). Raises `Refusal`."""
-    body = _decode(request, _Report)
+    body = decode_body(request, _Report)
     if len(body.acks) > STREAMS_MAX:
         raise invalid(f"Send at most {STREAMS_MAX} acks in one request.")
-    acks = [(_path(ack.stream), _offset(ack.offset)) for ack in body.acks]
+    acks = [(parse_body_path(ack.stream), _offset(ack.offset)) for ack in body.acks]
     return Report(body.wake_id, body.generation, acks, body.done)
 
 
-def _decode(request: Request, kind: type[T]) -> T:
+def decode_body(request: Request, kind: type[T]) -> T:
+    """A body of this form. Raises `Refusal`."""
     if len(request.body) > BODY_BYTES_MAX:
         raise Refusal(413, "BODY_TOO_LARGE", f"Send at most {BODY_BYTES_MAX} bytes.")
     try:
@@ -169,10 +179,11 @@ def _paths(texts: list[str]) -> list[bytes]:
     """Paths, each once, in their order."""
     if len(texts) > STREAMS_MAX:
         raise invalid(f"Send at most {STREAMS_MAX} paths in one request.")
-    return list(dict.fromkeys(map(_path, texts)))
+    return list(dict.fromkeys(map(parse_body_path, texts)))
 
 
-def _path(text: str) -> bytes:
+def parse_body_path(text: str) -> bytes:
+    """A stream's path in a body, where nothing is percent-encoded. Raises `Refusal`."""
     try:
         path = check_path(text.strip("/").encode())
     except (Problem, UnicodeEncodeError):

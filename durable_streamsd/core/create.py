@@ -6,6 +6,8 @@ body. What a fork is made of is in `forks`.
 
 from functools import partial
 
+from durable_streamsd.auth.scopes import Right
+from durable_streamsd.core.access import check_stream
 from durable_streamsd.core.context import Context
 from durable_streamsd.core.effects import Durable, Offload, Resident, Room
 from durable_streamsd.core.forks import decide_fork, fork_not_retained, parse_fork
@@ -38,6 +40,7 @@ async def create(request: Request, path: bytes, context: Context) -> Response:
     retention = parse_retention(headers) or context.options.retention_rules.of(path)
     asked = parse_fork(headers, ttl_s, expires_ms, retention)
     if asked is not None:
+        check_stream(request, Right.READ, asked.source_path, context)
         outcome = await decide_fork(path, asked, request, context)
     else:
         content_type = parse_content_type(headers.get(b"content-type", DEFAULT_CONTENT_TYPE))

@@ -14,21 +14,24 @@ from typing import TYPE_CHECKING
 from durable_streamsd.core.message import Response
 
 if TYPE_CHECKING:
+    from durable_streamsd.auth.caller import Caller
     from durable_streamsd.core.context import Context
 
 __all__ = ["Direct"]
 
 
 class Direct:
-    """What a request's head says. `repeats`: the same head may well come again."""
+    """What a request's head says, and who it is from. `repeats`: it may well come again."""
 
-    __slots__ = ("repeats",)
+    __slots__ = ("caller", "repeats")
 
-    def __init__(self, *, repeats: bool) -> None:
+    def __init__(self, *, repeats: bool, caller: "Caller | None") -> None:
         self.repeats = repeats
+        self.caller = caller
 
     def attempt(self, body: bytes, context: "Context") -> Response | None:
-        """The answer to the request with this body; None if `dispatch` has to find it.
+        """The answer to the request with this body; None if `dispatch` has to find it, as when the
+        `caller` holds no more.
 
         If it `rests_on` a batch, it may be told when that is durable.
         """

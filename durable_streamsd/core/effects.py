@@ -24,10 +24,13 @@ stays accepted: its outcome is merely told to nobody.
 """
 
 from collections.abc import Callable, Generator
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from durable_streamsd.core.message import Frame, Response
 from storage.state import Batch, Stream
+
+if TYPE_CHECKING:
+    from durable_streamsd.auth.caller import Caller
 
 __all__ = [
     "Durable",
@@ -150,9 +153,11 @@ class Wake(Effect[bool | None]):
     With a `follower` the driver may, each time there is news, send the follower's next frame and
     wait on, from where the follower is then. If that fills the socket's buffer it resumes with
     None, when there is room again.
+
+    Whose `caller` was revoked is woken by that, too, with False.
     """
 
-    __slots__ = ("closed_seen", "follower", "offset", "stream", "timeout_s")
+    __slots__ = ("caller", "closed_seen", "follower", "offset", "stream", "timeout_s")
 
     def __init__(
         self,
@@ -161,12 +166,19 @@ class Wake(Effect[bool | None]):
         closed_seen: bool,
         timeout_s: float,
         follower: Follower | None = None,
+        caller: "Caller | None" = None,
     ) -> None:
         self.stream = stream
         self.offset = offset
         self.closed_seen = closed_seen
         self.timeout_s = timeout_s
         self.follower = follower
+        self.caller = caller
+
+    @property
+    def revoked(self) -> bool:
+        """Whether the caller's right to wait has ended."""
+        return self.caller is not None and not self.caller.source.live
 
     @property
     def due(self) -> bool:

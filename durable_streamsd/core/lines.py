@@ -15,6 +15,7 @@ __all__ = [
     "CLOSED",
     "NO_CACHE",
     "NO_STORE",
+    "PRIVATE_NO_CACHE",
     "UP_TO_DATE",
     "allow_line",
     "chunk_lines",
@@ -31,6 +32,7 @@ CLOSED: Final = b"Stream-Closed: true\r\n"
 UP_TO_DATE: Final = b"Stream-Up-To-Date: true\r\n"
 NO_STORE: Final = b"Cache-Control: no-store\r\n"
 NO_CACHE: Final = b"Cache-Control: no-cache\r\n"
+PRIVATE_NO_CACHE: Final = b"Cache-Control: private, no-cache\r\nVary: Authorization\r\n"
 
 PREFLIGHT_AGE_S: Final = 86_400
 

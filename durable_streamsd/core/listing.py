@@ -11,7 +11,9 @@
 `forked_from` is there for forks, whose `size_bytes` has what they inherit in it, and
 `earliest_offset` for streams that were cut, whose `size_bytes` is what is left. `next` is there
 when there may be more: pass it as `after`. A page may have fewer streams than asked for, even none.
-Paths are decoded. Streams that were deleted and are kept for their forks are not told.
+Paths are decoded. Whoever may not read everything that begins with `prefix` is refused, as even the
+place where a page ends would tell of other streams. A source that they may not read is not named.
+Streams that were deleted and are kept for their forks are not told.
 """
 
 import re
@@ -21,6 +23,9 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
+from durable_streamsd.auth.caller import Caller
+from durable_streamsd.auth.scopes import Right
+from durable_streamsd.core.access import check_prefix
 from durable_streamsd.core.context import Context
 from durable_streamsd.core.effects import Hold, Offload
 from durable_streamsd.core.headers import format_rfc3339
@@ -56,9 +61,11 @@ async def list_streams(request: Request, context: Context) -> Response:
         prefix, after, limit = parse_listing(request.query)
     except BadListing as refused:
         return reserved_error(context.common, 400, "INVALID_REQUEST", str(refused))
+    check_prefix(request, prefix, context)
     if limit * ENTRY_BYTES_MAX > SMALL_ANSWER_BYTES:
         await Hold(limit * ENTRY_BYTES_MAX)
-    body = await Offload(partial(_page, context.store.listing(prefix, after, limit)))
+    listing = context.store.listing(prefix, after, limit)
+    body = await Offload(partial(_page, listing, request.caller))
     return Response(200, (context.common, b"Content-Type: application/json\r\n", NO_STORE), body)
 
 
@@ -91,16 +98,16 @@ def _parse_path(raw: bytes, name: str) -> bytes:
         ) from None
 
 
-def _page(listing: Listing) -> bytes:
+def _page(listing: Listing, caller: Caller | None) -> bytes:
     """The answer's body; in a thread."""
     page = listing.run()
-    document: dict[str, Any] = {"streams": [_entry(stream) for stream in page.streams]}
+    document: dict[str, Any] = {"streams": [_entry(stream, caller) for stream in page.streams]}
     if page.next is not None:
         document["next"] = page.next.decode()
     return msgspec.json.encode(document)
 
 
-def _entry(stream: Listed) -> dict[str, Any]:
+def _entry(stream: Listed, caller: Caller | None) -> dict[str, Any]:
     entry = {
         "path": stream.path.decode(),
         "content_type": stream.content_type,
@@ -112,6 +119,7 @@ def _entry(stream: Listed) -> dict[str, Any]:
     if stream.earliest:
         earliest = format_offset(stream.root, stream.earliest)
         entry["earliest_offset"] = earliest.decode("ascii")
-    if stream.source_path is not None:
-        entry["forked_from"] = stream.source_path.decode()
+    source = stream.source_path
+    if source is not None and (caller is None or caller.may(Right.READ, source)):
+        entry["forked_from"] = source.decode()
     return entry

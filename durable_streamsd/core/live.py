@@ -17,8 +17,10 @@ While a live read lasts it holds its stream (`Store.hold`), which keeps a stream
 Cancelling a handler at any await leaves nothing behind but that hold, and `finally` releases it.
 """
 
+from durable_streamsd.auth.caller import Caller
+from durable_streamsd.core.access import check_still
 from durable_streamsd.core.bodies import body_of
-from durable_streamsd.core.caching import cache_line, entity_tag, has_credentials
+from durable_streamsd.core.caching import cache_line, entity_tag, is_private
 from durable_streamsd.core.context import Context, Event
 from durable_streamsd.core.cursor import current, following
 from durable_streamsd.core.effects import Follower, Send, StartStream, StreamBroken, Wake
@@ -26,6 +28,7 @@ from durable_streamsd.core.lines import (
     CLOSED,
     NO_CACHE,
     NO_STORE,
+    PRIVATE_NO_CACHE,
     UP_TO_DATE,
     chunk_lines,
     content_type_line,
@@ -57,10 +60,13 @@ class Reader(Follower):
     there is nothing more to give it.
     """
 
-    __slots__ = ("_context", "closed", "cursor", "sent", "stream")
+    __slots__ = ("_context", "caller", "closed", "cursor", "sent", "stream")
 
-    def __init__(self, stream: Stream, position: int, cursor: int, context: Context) -> None:
+    def __init__(
+        self, stream: Stream, position: int, cursor: int, caller: Caller | None, context: Context
+    ) -> None:
         super().__init__(position)
+        self.caller = caller
         self.stream = stream
         self.sent = position
         self.closed = False
@@ -72,6 +78,12 @@ class Reader(Follower):
         self.sent = event.sent
         self.seen = event.seen
         self.closed = event.closed
+
+    def left_s(self, most_s: float) -> float:
+        """For how many seconds it may go on, but `most_s`; 0 when its caller holds no more."""
+        if self.caller is None:
+            return most_s
+        return self.caller.left_s(self._context.store.now_ms, most_s)
 
     def turn_cursor(self) -> None:
         """Let the cursor follow the clock."""
@@ -85,6 +97,8 @@ class Reader(Follower):
         context, stream = self._context, self.stream
         large = stream.durable_tail - self.sent > SMALL_ANSWER_BYTES
         if stream.gone or stream.durable_closed or context.draining or large:
+            return None
+        if self.caller is not None and not self.caller.holds(context.store.now_ms):
             return None
         self.turn_cursor()
         limit = context.options.event_bytes_max
@@ -116,6 +130,7 @@ def _event_key(reader: Reader, limit: int) -> EventKey:
 
 async def long_poll(request: Request, path: bytes, query: Query, context: Context) -> Response:
     """Answer a long-poll: data as soon as there is any, 204 at the end of time or of the stream."""
+    caller = request.caller
     stream, position = await begin_read(context, path, query.offset)
     context.store.hold(stream)
     try:
@@ -124,9 +139,12 @@ async def long_poll(request: Request, path: bytes, query: Query, context: Contex
             if not waiting:
                 break
             timeout_s = context.options.long_poll_timeout_s
-            waiting = bool(await Wake(stream, position, False, timeout_s))
+            if caller is not None:
+                timeout_s = caller.left_s(context.store.now_ms, timeout_s)
+            waiting = bool(await Wake(stream, position, False, timeout_s, caller=caller))
     finally:
         context.store.release(stream)
+    check_still(caller, context)
     if stream.gone:
         raise no_more(stream)
     if stream.durable_tail == position:
@@ -134,7 +152,7 @@ async def long_poll(request: Request, path: bytes, query: Query, context: Contex
     if query.offset is NOW:
         caching = NO_STORE
     else:
-        private = has_credentials(request.headers)
+        private = is_private(request.headers, path, context)
         caching = cache_line(query.offset, stream.config, private, context.store.now_ms())
     return await _long_poll_data(stream, position, query, caching, context)
 
@@ -180,20 +198,24 @@ def _cursor_line(query: Query, context: Context) -> bytes:
     return b"Stream-Cursor: %d\r\n" % cursor
 
 
-async def follow(path: bytes, query: Query, context: Context) -> None:
+async def follow(
+    path: bytes, query: Query, caller: Caller | None, private: bool, context: Context
+) -> None:
     """Answer with an event stream, from the offset on and through what is still to come.
 
-    The first event is read before the head is sent, so that an error can still be an error answer.
+    It ends when its caller holds no more, as it does at the end of its time: the next request will
+    be told why. The first event is read before the head is sent, so that an error can still be an
+    error answer.
     """
     options = context.options
     stream, position = await begin_read(context, path, query.offset)
     lifetime_s = options.sse_lifetime_s + options.sse_jitter_s * context.random.uniform(-1, 1)
     ends_s = context.monotonic_s() + max(SSE_LIFETIME_S_MIN, lifetime_s)
     cursor = following(query.cursor, context.store.now_ms(), context.cursor_salt)
-    reader = Reader(stream, position, cursor, context)
+    reader = Reader(stream, position, cursor, caller, context)
     context.store.hold(stream)
     try:
-        head = _event_stream_head(stream, context)
+        head = _event_stream_head(stream, private, context)
         await _send_event(reader, context, head)
         try:
             await _push(reader, ends_s, context)
@@ -207,12 +229,12 @@ async def follow(path: bytes, query: Query, context: Context) -> None:
         context.store.release(stream)
 
 
-def _event_stream_head(stream: Stream, context: Context) -> Response:
+def _event_stream_head(stream: Stream, private: bool, context: Context) -> Response:
     # X-Accel-Buffering keeps nginx from collecting events before it passes them on.
     lines = [
         context.common,
         b"Content-Type: text/event-stream\r\n",
-        NO_CACHE,
+        PRIVATE_NO_CACHE if private else NO_CACHE,
         b"X-Accel-Buffering: no\r\n",
     ]
     if stream.config.framing is Framing.BYTES:
@@ -225,17 +247,18 @@ async def _push(reader: Reader, ends_s: float, context: Context) -> None:
     heartbeat_s = context.options.heartbeat_s
     stream = reader.stream
     while not reader.closed:
-        left_s = ends_s - context.monotonic_s()
+        left_s = reader.left_s(ends_s - context.monotonic_s())
         if left_s <= 0 or context.draining or stream.gone:
             return
-        news = await Wake(stream, reader.seen, False, min(left_s, heartbeat_s), reader)
+        timeout_s = min(left_s, heartbeat_s)
+        news = await Wake(stream, reader.seen, False, timeout_s, reader, reader.caller)
         if news is None:
             continue
         if not news:
             if left_s > heartbeat_s and not context.draining:
                 await Send(HEARTBEAT)
             continue
-        if stream.gone:
+        if stream.gone or not reader.left_s(1.0):
             return
         reader.turn_cursor()
         await _send_event(reader, context)

@@ -16,8 +16,12 @@ Left out: parsing of HTTP (the lanes), meaning of headers (`headers`, `query`, `
 
 from collections.abc import Iterable
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 from storage.state import Batch
+
+if TYPE_CHECKING:
+    from durable_streamsd.auth.caller import Caller
 
 __all__ = ["STATUS_LINES", "Frame", "Request", "Response", "SharedResponse"]
 
@@ -34,9 +38,10 @@ class Request:
     `/`, `query` lacks the `?` (a target without a query and one with an empty query look alike).
     `headers` has lower-case names and values without surrounding white space; the values of a
     repeated header are joined with `b", "`. `scheme` is `"http"` or `"https"`, `peer` is for logs.
+    `caller` is who sends it, once that was found out; None where nobody is asked.
     """
 
-    __slots__ = ("body", "headers", "method", "path", "peer", "query", "scheme")
+    __slots__ = ("body", "caller", "headers", "method", "path", "peer", "query", "scheme")
 
     def __init__(
         self,
@@ -55,9 +60,11 @@ class Request:
         self.body = body
         self.scheme = scheme
         self.peer = peer
+        self.caller: Caller | None = None
 
     def __repr__(self) -> str:
-        return f"<Request {self.method} {self.path!r} {self.query!r}, {len(self.body)} bytes>"
+        # Without the query, as a token may be in it.
+        return f"<Request {self.method} {self.path!r}, {len(self.body)} bytes>"
 
 
 class Response:

@@ -189,7 +189,32 @@ class Code(enum.Enum):
         "Fork at or before the source's end, which HEAD tells, by at most 65536 messages "
         "(Stream-Fork-Sub-Offset) behind an offset.",
     )
+    BAD_AUTHORIZATION = (
+        "bad-authorization",
+        400,
+        "Malformed credentials",
+        "Send one token, as 'Authorization: Bearer TOKEN'.",
+    )
     # other 4xx
+    UNAUTHENTICATED = (
+        "unauthenticated",
+        401,
+        "Credentials needed",
+        "Send a token that may do this: 'Authorization: Bearer TOKEN'.",
+    )
+    INVALID_TOKEN = (
+        "invalid-token",
+        401,
+        "Token not valid",
+        "Get a new token from whoever gave you this one.",
+    )
+    NOT_PERMITTED = (
+        "not-permitted",
+        401,
+        "Not allowed",
+        "Send a token that has this right.",
+    )
+    FORBIDDEN = "forbidden", 403, "Not allowed", "Send a token that has this right."
     STALE_EPOCH = (
         "stale-epoch",
         403,
@@ -354,6 +379,13 @@ class Code(enum.Enum):
         "Read the stream to see, or repeat the request if it named a producer: the server takes no "
         "writes until it is restarted.",
         10,
+    )
+    KEYS_UNAVAILABLE = (
+        "keys-unavailable",
+        503,
+        "Keys are being fetched",
+        "Try again: the key that the token is signed with is not here yet.",
+        1,
     )
     NOT_READY = (
         "not-ready",

@@ -3,8 +3,9 @@
 A GET counts as an access and slides a TTL when it begins; HEAD does not, and reads no data.
 """
 
+from durable_streamsd.auth.caller import Caller
 from durable_streamsd.core.bodies import body_of
-from durable_streamsd.core.caching import cache_line, entity_tag, has_credentials
+from durable_streamsd.core.caching import cache_line, entity_tag, is_private
 from durable_streamsd.core.context import Context
 from durable_streamsd.core.direct import Direct
 from durable_streamsd.core.headers import etag_matches, format_rfc3339
@@ -12,6 +13,7 @@ from durable_streamsd.core.lines import (
     CLOSED,
     NO_CACHE,
     NO_STORE,
+    PRIVATE_NO_CACHE,
     chunk_lines,
     content_type_line,
     earliest_offset_line,
@@ -40,22 +42,34 @@ async def catch_up(request: Request, path: bytes, query: Query, context: Context
     stream, position = await begin_read(context, path, query.offset)
     limit = await limit_of(context, stream, position, context.options.read_bytes_max)
     chunk = await read_chunk(context, stream, position, limit)
-    return _answer(request.headers, query, stream, chunk, context)
+    private = is_private(request.headers, path, context)
+    return _answer(request.headers, query, stream, chunk, private, context)
 
 
 class DirectRead(Direct):
     """A catch-up read of what is in memory, and small."""
 
-    __slots__ = ("_headers", "_path", "_query")
+    __slots__ = ("_headers", "_path", "_private", "_query")
 
-    def __init__(self, path: bytes, query: Query, headers: dict[bytes, bytes]) -> None:
-        super().__init__(repeats=True)
+    def __init__(
+        self,
+        path: bytes,
+        query: Query,
+        headers: dict[bytes, bytes],
+        private: bool,
+        caller: Caller | None,
+    ) -> None:
+        super().__init__(repeats=True, caller=caller)
         self._path = path
         self._query = query
         self._headers = headers
+        self._private = private
 
     def attempt(self, body: bytes, context: Context) -> Response | None:
         store = context.store
+        caller = self.caller
+        if caller is not None and not caller.holds(store.now_ms):
+            return None
         stream = store.visible_now(self._path)
         if stream is None:
             return None
@@ -77,11 +91,16 @@ class DirectRead(Direct):
             return None
         if isinstance(chunk, ColdRead):
             return None
-        return _answer(self._headers, self._query, stream, chunk, context)
+        return _answer(self._headers, self._query, stream, chunk, self._private, context)
 
 
 def _answer(
-    headers: dict[bytes, bytes], query: Query, stream: Stream, chunk: Chunk, context: Context
+    headers: dict[bytes, bytes],
+    query: Query,
+    stream: Stream,
+    chunk: Chunk,
+    private: bool,
+    context: Context,
 ) -> Response:
     config = stream.config
     lines = [context.common, chunk_lines(stream, chunk)]
@@ -91,10 +110,9 @@ def _answer(
         tag = entity_tag(stream, chunk)
         lines.append(b"ETag: %b\r\n" % tag)
         if chunk.data or chunk.closed:
-            private = has_credentials(headers)
             lines.append(cache_line(query.offset, config, private, context.store.now_ms()))
         else:
-            lines.append(NO_CACHE)
+            lines.append(PRIVATE_NO_CACHE if private else NO_CACHE)
         condition = headers.get(b"if-none-match")
         if condition is not None and etag_matches(condition, tag):
             return Response(304, lines)

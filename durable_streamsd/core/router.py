@@ -13,7 +13,9 @@ Left out: `/metrics`, which needs what the lanes count.
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from durable_streamsd.core.access import admit, check_metrics
 from durable_streamsd.core.append import DirectAppend, append
+from durable_streamsd.core.caching import is_private
 from durable_streamsd.core.context import Context
 from durable_streamsd.core.control import control
 from durable_streamsd.core.create import create
@@ -32,7 +34,7 @@ from durable_streamsd.core.query import Live, Query, parse_query
 from durable_streamsd.core.read import DirectRead, catch_up, head
 from storage.errors import StorageError
 
-__all__ = ["direct_of", "dispatch", "failure"]
+__all__ = ["barred_of", "direct_of", "dispatch", "failure"]
 
 Handler = Callable[[Request, bytes, Context], Coroutine[Effect[Any], Any, Response | None]]
 
@@ -58,7 +60,9 @@ def failure(error: Problem | StorageError, context: Context) -> Response:
     return problem.response(context.common)
 
 
-def direct_of(method: str, target: bytes, headers: dict[bytes, bytes]) -> Direct | None:
+def direct_of(
+    method: str, target: bytes, headers: dict[bytes, bytes], context: Context
+) -> Direct | None:
     """What to attempt before `dispatch`, for every request with this head; None for most kinds."""
     path, _, query = target.partition(b"?")
     if not path.startswith(STREAM_ROOT):
@@ -67,13 +71,33 @@ def direct_of(method: str, target: bytes, headers: dict[bytes, bytes]) -> Direct
         stream_path = parse_path(path[len(STREAM_ROOT) :])
         if is_reserved(stream_path):
             return None
+        if method not in ("POST", "GET"):
+            return None
+        caller, query = admit(method, stream_path, query, headers, context)
         if method == "POST":
-            return DirectAppend(stream_path, headers)
-        if method == "GET":
-            parsed = parse_query(query)
-            return DirectRead(stream_path, parsed, headers) if parsed.live is None else None
+            return DirectAppend(stream_path, headers, caller)
+        parsed = parse_query(query)
+        if parsed.live is None:
+            private = is_private(headers, stream_path, context)
+            return DirectRead(stream_path, parsed, headers, private, caller)
     except Problem:
         pass  # `dispatch` will say it
+    return None
+
+
+def barred_of(
+    method: str, target: bytes, headers: dict[bytes, bytes], context: Context
+) -> Problem | None:
+    """Why a request for a stream is refused whatever its body is, if its sender lacks the right."""
+    path, _, query = target.partition(b"?")
+    if context.gate is None or not path.startswith(STREAM_ROOT) or method not in _HANDLERS:
+        return None
+    try:
+        stream_path = parse_path(path[len(STREAM_ROOT) :])
+        if not is_reserved(stream_path):
+            admit(method, stream_path, query, headers, context)
+    except Problem as problem:
+        return problem
     return None
 
 
@@ -90,9 +114,14 @@ async def _route(request: Request, context: Context) -> Response | None:
         handler = _HANDLERS.get(request.method)
         if handler is None:
             raise Problem(Code.METHOD_NOT_ALLOWED, allow_line())
+        request.caller, request.query = admit(
+            request.method, path, request.query, request.headers, context
+        )
         return await handler(request, path, context)
     if target in HEALTH_PATHS:
         return health(request, context)
+    if target == b"/metrics":
+        check_metrics(request, context)
     raise Problem(Code.NO_SUCH_ROUTE)
 
 
@@ -111,7 +140,8 @@ async def _read(request: Request, path: bytes, query: Query, context: Context) -
     if query.live is Live.LONG_POLL:
         return await long_poll(request, path, query, context)
     if query.live is Live.SSE:
-        await follow(path, query, context)
+        private = is_private(request.headers, path, context)
+        await follow(path, query, request.caller, private, context)
         return None
     return await catch_up(request, path, query, context)
 

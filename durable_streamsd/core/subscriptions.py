@@ -2,6 +2,8 @@
 
 from functools import partial
 
+from durable_streamsd.auth.scopes import Right
+from durable_streamsd.core.access import check_subject
 from durable_streamsd.core.context import Context
 from durable_streamsd.core.control_bodies import Wanted, parse_streams, parse_wanted
 from durable_streamsd.core.effects import Durable, Hold, Offload, Room
@@ -16,7 +18,16 @@ from durable_streamsd.subscriptions.model import Configuration, Subscription
 from durable_streamsd.subscriptions.refusal import Refusal, already_exists
 from durable_streamsd.subscriptions.registry import SUBSCRIPTIONS_MAX
 
-__all__ = ["add_streams", "confirm", "discard", "find_live", "remove_stream", "settle", "show"]
+__all__ = [
+    "add_streams",
+    "check_subscription",
+    "confirm",
+    "discard",
+    "find_live",
+    "remove_stream",
+    "settle",
+    "show",
+]
 
 INLINE_LINKS_MAX = 1_000
 """A document with more is encoded in a thread, and takes its share of memory first."""
@@ -26,7 +37,11 @@ _JSON = b"Content-Type: application/json\r\n" + NO_STORE
 
 async def confirm(request: Request, identity: str, context: Context, desk: Desk) -> Response:
     """PUT: make a subscription, or make sure that it is there as asked for (protocol 6.2)."""
+    _check_any(request, Right.ADMIN, context)
     wanted = parse_wanted(request, desk.reach)
+    wake_streams = [] if wanted.wake_stream is None else [wanted.wake_stream]
+    paths = [*wanted.streams, *wake_streams]
+    check_subject(request, Right.ADMIN, wanted.pattern, paths, context)
     origin = origin_of(request, context)
     if not origin:
         raise Problem(Code.BAD_HOST)
@@ -40,21 +55,26 @@ async def confirm(request: Request, identity: str, context: Context, desk: Desk)
         status = 201
     elif existing.config.digest != wanted.digest:
         raise already_exists()
+    check_subscription(request, Right.READ, existing, context)  # others may have added streams
     await settle(existing, desk)
     return await _document(existing, status, context, desk)
 
 
-async def show(_request: Request, identity: str, context: Context, desk: Desk) -> Response:
+async def show(request: Request, identity: str, context: Context, desk: Desk) -> Response:
     """GET: a subscription with its cursors (protocol 6.3)."""
+    _check_any(request, Right.READ, context)
     subscription = await find_live(identity, desk)
+    check_subscription(request, Right.READ, subscription, context)
     await settle(subscription, desk)
     return await _document(subscription, 200, context, desk)
 
 
-async def discard(_request: Request, identity: str, context: Context, desk: Desk) -> Response:
+async def discard(request: Request, identity: str, context: Context, desk: Desk) -> Response:
     """DELETE: end a subscription; one that is not there is fine too (protocol 6.3)."""
+    _check_any(request, Right.ADMIN, context)
     subscription = await _find(identity, desk)
     if subscription is not None:
+        check_subscription(request, Right.ADMIN, subscription, context)
         desk.registry.delete(subscription)
         desk.clean_up(subscription)
         await settle(subscription, desk)
@@ -63,8 +83,11 @@ async def discard(_request: Request, identity: str, context: Context, desk: Desk
 
 async def add_streams(request: Request, identity: str, context: Context, desk: Desk) -> Response:
     """POST: link streams explicitly (protocol 6.4)."""
+    _check_any(request, Right.ADMIN, context)
     paths = parse_streams(request)
     subscription = await find_live(identity, desk)
+    check_subscription(request, Right.ADMIN, subscription, context)
+    check_subject(request, Right.ADMIN, None, paths, context)
     wake_stream = subscription.config.wake_stream
     if wake_stream is not None and wake_stream.encode() in paths:
         message = "The wake stream cannot be one of the streams that wake."
@@ -74,14 +97,31 @@ async def add_streams(request: Request, identity: str, context: Context, desk: D
     return Response(204, (context.common,))
 
 
-async def remove_stream(path: bytes, identity: str, context: Context, desk: Desk) -> Response:
+async def remove_stream(
+    request: Request, path: bytes, identity: str, context: Context, desk: Desk
+) -> Response:
     """DELETE: remove an explicit link; one by pattern stays (protocol 6.4)."""
+    _check_any(request, Right.ADMIN, context)
     subscription = await find_live(identity, desk)
+    check_subscription(request, Right.ADMIN, subscription, context)
     link = subscription.links.get(path)
     if link is not None and link.explicit:
         desk.registry.set_link(subscription, path, False, link.glob, link.acked)
     await settle(subscription, desk)
     return Response(204, (context.common,))
+
+
+def check_subscription(
+    request: Request, right: Right, subscription: Subscription, context: Context
+) -> None:
+    """Let only those pass who have this right on all of its streams. Raises `Problem`."""
+    explicit = (path for path, link in subscription.links.items() if link.explicit)
+    check_subject(request, right, subscription.pattern, explicit, context)
+
+
+def _check_any(request: Request, right: Right, context: Context) -> None:
+    """Let those who have no such right at all not even learn what subscriptions there are."""
+    check_subject(request, right, None, (), context)
 
 
 async def find_live(identity: str, desk: Desk) -> Subscription:

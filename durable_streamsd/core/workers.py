@@ -3,12 +3,14 @@
 A callback and an ack are the same; they differ in who was given the token, and how.
 """
 
+from durable_streamsd.auth.scopes import Right
+from durable_streamsd.core.access import check_subject
 from durable_streamsd.core.context import Context
 from durable_streamsd.core.control_bodies import Report, parse_report, parse_worker
 from durable_streamsd.core.effects import Durable, Room
 from durable_streamsd.core.lines import NO_STORE
 from durable_streamsd.core.message import Request, Response
-from durable_streamsd.core.subscriptions import find_live, settle
+from durable_streamsd.core.subscriptions import check_subscription, find_live, settle
 from durable_streamsd.subscriptions.desk import Desk
 from durable_streamsd.subscriptions.documents import claim_document
 from durable_streamsd.subscriptions.model import Subscription
@@ -21,11 +23,13 @@ _JSON = b"Content-Type: application/json\r\n" + NO_STORE
 
 async def claim(request: Request, identity: str, context: Context, desk: Desk) -> Response:
     """POST: take the lease of a pull-wake subscription."""
+    check_subject(request, Right.READ, None, (), context)
     worker = parse_worker(request)
     keys = desk.keys.ensure()
     if keys is not None:
         await Durable(keys)
     subscription = await _ready(identity, context, desk)
+    check_subscription(request, Right.READ, subscription, context)
     try:
         claimed = desk.work.claim(subscription, worker)
     except Refusal:

@@ -30,11 +30,11 @@ import asyncio
 from typing import TYPE_CHECKING, Final, cast
 
 from durable_streamsd.core.message import Frame, Request, Response
-from durable_streamsd.core.problems import Code
+from durable_streamsd.core.problems import Code, Problem
 from durable_streamsd.core.router import dispatch, failure
 from durable_streamsd.exchange import Exchange
 from durable_streamsd.express.body import Body, body_of
-from durable_streamsd.express.head import Head, Refused
+from durable_streamsd.express.head import CHUNKED, Head, Refused
 from durable_streamsd.services import address_of, cut_off
 from storage.errors import CommitError
 
@@ -192,7 +192,7 @@ class Connection(Exchange, asyncio.Protocol):
                 else:
                     break
         except Refused as refused:
-            self._refuse(refused.code)
+            self._refuse(refused.problem)
         finally:
             self._pumping = False
         if self._start >= len(self._buffer):
@@ -246,10 +246,13 @@ class Connection(Exchange, asyncio.Protocol):
     def _begin_body(self, head: Head) -> None:
         settings = self.services.settings
         self._head = head
-        self._body = body = body_of(head.length, settings.body_bytes_max)
+        large = head.length == CHUNKED or head.length > SMALL_BODY_BYTES
+        # One that leads to nothing anyhow gets no memory; it is dropped as if it were too large.
+        barred = self._lane.barred(head) if large else None
+        self._body = body = body_of(head.length, 0 if barred else settings.body_bytes_max)
         self._phase = BODY
         if body.too_large and head.expects_100:
-            raise Refused(Code.BODY_TOO_LARGE)  # nobody is sending it yet
+            raise self._lane.refusal(head)  # nobody is sending it yet
         if head.length > SMALL_BODY_BYTES and not body.too_large:
             self._claim(body)
         if not self._claiming:
@@ -270,12 +273,12 @@ class Connection(Exchange, asyncio.Protocol):
         self._start = body.feed(self._buffer, self._start)
         if body.done:
             if body.too_large:
-                raise Refused(Code.BODY_TOO_LARGE)
+                raise self._lane.refusal(head)
             self._head = self._body = None
             self._dispatch(head, bytes(body.data))
         elif body.too_large:
             if body.received > self.services.settings.discard_bytes_max:
-                raise Refused(Code.BODY_TOO_LARGE)
+                raise self._lane.refusal(head)
         elif len(body.data) > SMALL_BODY_BYTES and not self._share:
             self._claim(body)
         if body.received >= self._progress_due and self._phase == BODY:
@@ -336,7 +339,7 @@ class Connection(Exchange, asyncio.Protocol):
     def _broke_off(self) -> None:
         """The client sends no more, and nothing is being answered."""
         if self._phase == BODY or self._buffer:
-            self._refuse(Code.BAD_REQUEST)
+            self._refuse(Problem(Code.BAD_REQUEST))
         else:
             self._shut()
 
@@ -433,11 +436,11 @@ class Connection(Exchange, asyncio.Protocol):
         if not self._pumping and (self._buffer or self._eof or self._reading_paused):
             self._pump()
 
-    def _refuse(self, code: Code) -> None:
+    def _refuse(self, problem: Problem) -> None:
         """Answer that the request is no good, and end the connection with it."""
         self._release_body()
-        problem = self.services.context.problem(code)
-        self._transport.write(problem.encode(self.services.clock.last))
+        answer = problem.response(self.services.context.common)
+        self._transport.write(answer.encode(self.services.clock.last))
         self._end(linger=True)
 
     # ---- ending
@@ -457,7 +460,7 @@ class Connection(Exchange, asyncio.Protocol):
         elif self._phase == LINGER or (self._phase == HEAD and not self._head_began):
             self._shut()
         elif not self._claiming:
-            self._refuse(Code.REQUEST_TIMEOUT)
+            self._refuse(Problem(Code.REQUEST_TIMEOUT))
 
     def _progressed(self) -> bool:
         """Whether the client is slow, but takes what is sent."""

@@ -18,7 +18,7 @@ from typing import Final
 import httptools
 
 from durable_streamsd.core.direct import Direct
-from durable_streamsd.core.problems import Code
+from durable_streamsd.core.problems import Code, Problem
 
 __all__ = ["CHUNKED", "Head", "Refused", "judge_head", "parse_head"]
 
@@ -50,9 +50,9 @@ _NAMES: Final = {
 class Refused(Exception):
     """The request gets an error answer, and the connection ends with it."""
 
-    def __init__(self, code: Code) -> None:
-        super().__init__(code.code)
-        self.code = code
+    def __init__(self, reason: Code | Problem) -> None:
+        self.problem = reason if isinstance(reason, Problem) else Problem(reason)
+        super().__init__(self.problem.code.code)
 
 
 class Head:

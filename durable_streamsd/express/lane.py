@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 from durable_streamsd.core.health import HEALTH_PATHS
 from durable_streamsd.core.paths import STREAM_ROOT
-from durable_streamsd.core.router import direct_of
+from durable_streamsd.core.problems import Code, Problem
+from durable_streamsd.core.router import barred_of, direct_of
 from durable_streamsd.express.connection import Connection
-from durable_streamsd.express.head import Head, parse_head
+from durable_streamsd.express.head import Head, Refused, parse_head
 from durable_streamsd.services import Services
 from durable_streamsd.wheel import ticks_of
 
@@ -52,7 +53,9 @@ class Lane:
         head.served = self.serves(head)
         if not 0 <= head.length <= settings.body_bytes_max or not head.served:
             return head
-        head.direct = direct = direct_of(head.method, head.target, head.headers)
+        head.direct = direct = direct_of(
+            head.method, head.target, head.headers, self.services.context
+        )
         repeats = head.method == "GET" if direct is None else direct.repeats
         if repeats and len(data) <= REMEMBERED_HEAD_BYTES_MAX:
             if len(self.heads) >= HEADS_MAX:
@@ -68,6 +71,14 @@ class Lane:
         if target.startswith(STREAM_ROOT):
             return not target.startswith(_RESERVED)
         return target in HEALTH_PATHS
+
+    def barred(self, head: Head) -> Problem | None:
+        """Why a request is refused whatever its body is, if its sender may not send it."""
+        return barred_of(head.method, head.target, head.headers, self.services.context)
+
+    def refusal(self, head: Head) -> Refused:
+        """What is told of a body that was not kept."""
+        return Refused(self.barred(head) or Code.BODY_TOO_LARGE)
 
     @property
     def full(self) -> bool:

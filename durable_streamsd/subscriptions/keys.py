@@ -53,5 +53,9 @@ class Keys:
         assert self._token_secret is not None
         return self._token_secret
 
+    def reader_secret(self) -> bytes | None:
+        """What tokens for readers are signed with; None before the first `ensure`."""
+        return self._token_secret
+
     def _set(self, signer: Signer | None, token_secret: bytes | None, sequence: int) -> None:
         self._signer, self._token_secret, self._sequence = signer, token_secret, sequence

@@ -21,20 +21,20 @@ const decoded = (format, data) =>
 const producers = new Map()
 
 const operations = {
-  async create({ url, contentType }) {
-    await DurableStream.create({ url, contentType })
+  async create({ url, contentType, headers }) {
+    await DurableStream.create({ url, contentType, headers })
   },
 
-  async append({ url, contentType, format, data }) {
-    await new DurableStream({ url, contentType }).append(decoded(format, data))
+  async append({ url, contentType, format, data, headers }) {
+    await new DurableStream({ url, contentType, headers }).append(decoded(format, data))
   },
 
   async close({ url, contentType }) {
     await new DurableStream({ url, contentType }).close()
   },
 
-  async read({ url, offset, format }) {
-    const answer = await stream({ url, offset, live: false })
+  async read({ url, offset, format, headers }) {
+    const answer = await stream({ url, offset, live: false, headers })
     const data =
       format === "bytes"
         ? Buffer.from(await answer.body()).toString("base64")
@@ -46,7 +46,7 @@ const operations = {
 
   // Answers at once; what is read arrives as events, the last one when the stream is closed.
   // The client does not survive a connection that breaks under it: opened again, where it was.
-  follow({ id, url, offset, live, format }) {
+  follow({ id, url, offset, live, format, headers }) {
     const tell = (event, more) => say({ log: id, event, ...more })
     const fetchAndTell = (target, init) => {
       tell("request", { live: new URL(target).searchParams.get("live") })
@@ -70,7 +70,8 @@ const operations = {
       }
       while (!closed) {
         // The first request is a plain catch-up: the client goes live when that is up to date.
-        const answer = await stream({ url, offset: at, live, fetch: fetchAndTell, backoffOptions })
+        const how = { live, headers, fetch: fetchAndTell, backoffOptions }
+        const answer = await stream({ url, offset: at, ...how })
         if (format === "json") answer.subscribeJson((batch) => hand(batch.items, batch))
         else if (format === "text") answer.subscribeText((batch) => hand(batch.text, batch))
         else answer.subscribeBytes((batch) => hand(Buffer.from(batch.data).toString("base64"), batch))
@@ -90,7 +91,7 @@ const operations = {
   // "answers" says what happens to each request of this producer:
   //   "kept"   sent once more whenever no answer came, until one does (the producer does not retry)
   //   "lost"   sent twice, and only the second answer is let through
-  openProducer({ id, url, contentType, producerId, epoch, answers, batchBytes }) {
+  openProducer({ id, url, contentType, producerId, epoch, answers, batchBytes, ...more }) {
     const tell = (event, more) => say({ log: id, event, ...more })
     const untilAnswered = async (target, init) => {
       for (;;) {
@@ -111,9 +112,10 @@ const operations = {
       tell("answers", { lost: lost.status, kept: answer.status })
       return answer
     }
-    const handle = new DurableStream({ url, contentType })
+    const handle = new DurableStream({ url, contentType, headers: more.headers })
     const producer = new IdempotentProducer(handle, producerId, {
       epoch,
+      autoClaim: more.autoClaim,
       maxBatchBytes: batchBytes,
       fetch: answers === "lost" ? twice : untilAnswered,
       onError: (error) => tell("failed", { reason: `${error.name}: ${error.message}` }),
