@@ -16,6 +16,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_type_hints
 from urllib.parse import urlsplit
@@ -41,11 +42,15 @@ FLAGS = {
 
 KIB, MIB = 1 << 10, 1 << 20
 UNITS = {"GiB": 1 << 30, "MiB": MIB, "KiB": KIB}
+ORIGINS_MAX = 100
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._~\[\]:-]+")
 _SIZE = re.compile(rf"(\d+) ?({'|'.join(UNITS)})")
 
 Seconds = Annotated[float, Meta(ge=0.05, le=86_400)]
 Count = Annotated[int, Meta(ge=1, le=1 << 30)]
 Bytes = Annotated[int, Meta(ge=1, le=1 << 40)]
+Limit = Annotated[int, Meta(ge=0, le=1 << 30)]
+"""0: none."""
 
 
 class SettingsError(ValueError):
@@ -60,10 +65,24 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     data_dir: str = ""
     public_url: str | None = None
     """Scheme and authority of absolute URLs; without it they are built from `Host`."""
-    cors_origin: str = "*"
+    cors_origins: tuple[str, ...] = ("*",)
+    """From where browsers may call: `*`, or origins such as https://example.org."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     express_lane: bool = True
     """Off: every connection starts in the general lane. For tests and for suspicion."""
+
+    # TLS, and what stands in front
+    tls_certificate: str = ""
+    """A PEM file: the certificate, and those between it and its authority. With it all is https."""
+    tls_key: str = ""
+    """A PEM file: its private key; by default that in `tls_certificate`."""
+    tls_client_ca: str = ""
+    """A PEM file of authorities; with it only clients with a certificate of theirs get in."""
+    tls_handshake_timeout_s: Seconds = 10.0
+    trusted_proxies: tuple[str, ...] = ()
+    """Networks, such as 10.0.0.0/8, whose word about clients is taken."""
+    proxy_headers: Literal["x-forwarded", "forwarded"] = "x-forwarded"
+    """What they say it with: X-Forwarded-For, -Proto and -Host, or Forwarded."""
 
     # reading
     long_poll_timeout_s: Seconds = 20.0
@@ -89,6 +108,17 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     # connections
     connections_max: Count = 20_000
     """In both lanes; above it a connection is answered 503. Lowered to what the system allows."""
+    connections_per_address_max: Limit = 0
+    """Of one IPv4 address, or of one IPv6 network of 64 bits; not of trusted proxies."""
+    requests_per_second_max: Limit = 0
+    """Of one address, in the long run; beyond it 429."""
+    requests_burst_max: Count = 100
+    """At once, of an address that asked for nothing for a while."""
+    waiters_per_stream_max: Limit = 0
+    """Long-polls and event streams on one stream; beyond it 503."""
+    memory_bytes_max: Annotated[int, Meta(ge=0, le=1 << 50)] = 0
+    """Of the process; above it large reads and new live readers are answered 503. 0: 80 % of what
+    the control group or the machine has."""
     backlog: Count = 1_024
     write_buffer_bytes_max: Annotated[int, Meta(ge=KIB, le=64 * MIB)] = 256 * KIB
     """Of unsent bytes at which a connection is pushed nothing more; one write may pass it."""
@@ -141,6 +171,8 @@ def load_settings(
         sources[name] = source
     settings = msgspec.convert(given, Settings)
     _check_url(settings, sources.get("public_url", ""))
+    for name, sentence in wrong_edge(settings):
+        raise SettingsError(f"{sources.get(name, name)}: {sentence}")
     return settings
 
 
@@ -196,6 +228,8 @@ def _from_words(name: str, text: str) -> object:
     """What people write for switches and sizes, as a value; other text as it is."""
     if isinstance(getattr(Settings(), name), bool):
         return {"on": True, "yes": True, "off": False, "no": False}.get(text.lower(), text)
+    if isinstance(getattr(Settings(), name), tuple):
+        return tuple(part.strip() for part in text.split(",") if part.strip())
     if "bytes" in name and (size := _SIZE.fullmatch(text)):
         return int(size[1]) * UNITS[size[2]]
     return text
@@ -208,6 +242,8 @@ def _expected(name: str) -> str:
     match next(field.type for field in described.fields if field.name == name):
         case inspect.LiteralType():  # whose values are sorted, where these are in order
             return f"one of {', '.join(get_args(get_type_hints(Settings)[name]))}"
+        case inspect.VarTupleType():
+            return 'a list of texts, such as ["a", "b"]'
         case inspect.BoolType():
             return "on or off"
         case inspect.IntType(ge=int(low), le=int(high)) if "bytes" in name:
@@ -230,6 +266,31 @@ def _size(size_bytes: int) -> str:
 def _shown(value: object) -> str:
     """A value as it may stand in a file."""
     return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def wrong_edge(settings: Settings) -> Iterator[tuple[str, str]]:
+    """What no type says of the network's edge: the setting at fault, and what is expected of it."""
+    for origin in settings.cors_origins if settings.cors_origins != ("*",) else ():
+        if not _ORIGIN.fullmatch(origin):
+            yield (
+                "cors_origins",
+                f"expected '*' alone, or origins as browsers spell them, such as \
+https://example.org or http://localhost:3000, not {_shown(origin)}",
+            )
+    if not settings.cors_origins or len(settings.cors_origins) > ORIGINS_MAX:
+        yield "cors_origins", f"expected 1 to {ORIGINS_MAX} origins"
+    for proxy in settings.trusted_proxies:
+        try:
+            ip_network(proxy)
+        except ValueError:
+            yield (
+                "trusted_proxies",
+                f"expected addresses or networks such as 10.0.0.0/8, whose \
+host bits are 0, not {_shown(proxy)}",
+            )
+    for name in ("tls_key", "tls_client_ca"):
+        if getattr(settings, name) and not settings.tls_certificate:
+            yield name, "there is nothing to use it with: set tls_certificate, too"
 
 
 def _check_url(settings: Settings, source: str) -> None:

@@ -31,7 +31,7 @@ STOP_SECONDS_MAX = 10.0
 
 STDERR_SHOWN_BYTES_MAX = 8_000
 
-_LISTENING = re.compile(r"listening on (http://\S+)\n")
+_LISTENING = re.compile(r"listening on (https?://\S+)\n")
 
 
 class Daemon:
