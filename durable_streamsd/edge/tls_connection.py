@@ -77,6 +77,7 @@ class TlsConnection(Timed, asyncio.Protocol):
 
     __slots__ = (
         "_begun",
+        "_cut",
         "_decrypting",
         "_eof",
         "_factory",
@@ -100,7 +101,8 @@ class TlsConnection(Timed, asyncio.Protocol):
         self._begun = False
         self._reading_paused = False
         self._decrypting = False
-        self._eof = False  # the client said that it sends no more
+        self._cut = False  # the socket brings no more
+        self._eof = False  # the client sends no more, and all before was taken
         self._told_eof = False
         self.protocol: asyncio.Protocol | None = None
         """What the connection carries; None before the handshake is done and after the end."""
@@ -159,8 +161,9 @@ class TlsConnection(Timed, asyncio.Protocol):
         if self._phase == ENDED:
             return self.protocol is not None and bool(self.protocol.eof_received())
         # Without a close_notify it may be somebody in between who cut it. What was asked as a
-        # whole was asked all the same, and what is not whole never counts.
-        self._incoming.write_eof()
+        # whole was asked all the same, and what is not whole never counts. OpenSSL is not told:
+        # it would take this for an error, after which nothing can be answered.
+        self._cut = True
         self.decrypt()
         return True
 
@@ -262,8 +265,8 @@ class TlsConnection(Timed, asyncio.Protocol):
                 if not self._incoming.pending and not self._ssl.pending():
                     break
         except ssl.SSLWantReadError:
-            pass
-        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+            self._eof = self._cut
+        except ssl.SSLZeroReturnError:
             self._eof = True
         except ssl.SSLError as error:
             self._broken(error)
