@@ -20,6 +20,7 @@ from bench.producer import produce
 from bench.reading import read_large, read_scattered
 from bench.restart import restart, restart_turn
 from bench.slow import slow_readers
+from bench.subscribed import SUBSCRIPTIONS, SUBSCRIPTIONS_QUICK, subscribed_turn
 from bench.turns import Conduct, Yardstick, one_server
 from bench.wake import wake_latency
 from bench.wrk import read_small
@@ -312,6 +313,16 @@ _ALL = (
         ),
         drive=slow_readers,
         merit="p99",
+    ),
+    Scenario(
+        name="subscribed",
+        summary="durable appends as `append-small`, beside very many subscriptions with patterns",
+        operation="append",
+        latency=ACKNOWLEDGED,
+        sizes=replace(APPENDS, streams=SUBSCRIPTIONS, rounds=3),
+        quick=replace(APPENDS_QUICK, streams=SUBSCRIPTIONS_QUICK, rounds=1),
+        drive=append_to_own,
+        conduct=subscribed_turn,
     ),
     Scenario(
         name="many-streams",

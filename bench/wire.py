@@ -302,6 +302,17 @@ class Client:
         """Create the stream `name`, which must not exist yet."""
         self._request("PUT", name, {"Content-Type": content_type}, expected=(201,))
 
+    def subscribe(self, subscription: str, pattern: str, wake_stream: str) -> None:
+        """Make a pull-wake subscription to the streams that match `pattern`."""
+        body = {"type": "pull-wake", "pattern": pattern, "wake_stream": wake_stream}
+        self._request(
+            "PUT",
+            f"__ds/subscriptions/{subscription}",
+            {"Content-Type": "application/json"},
+            expected=(200, 201),
+            body=msgspec.json.encode(body),
+        )
+
     def close_stream(self, name: str) -> None:
         """Close the stream `name` without another message."""
         self._request("POST", name, {"Stream-Closed": "true"}, expected=(200, 204))

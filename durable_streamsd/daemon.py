@@ -29,6 +29,7 @@ import durable_streamsd
 from durable_streamsd.committer import Committer
 from durable_streamsd.config import Settings
 from durable_streamsd.core.context import Context, Options
+from durable_streamsd.core.retention import RetentionRules
 from durable_streamsd.edge.certificates import CertificateError, Certificates
 from durable_streamsd.edge.front import Front
 from durable_streamsd.edge.memory import Memory, within_memory
@@ -37,6 +38,7 @@ from durable_streamsd.express.lane import Lane
 from durable_streamsd.general import General
 from durable_streamsd.hub import Hub
 from durable_streamsd.logs import set_up_logging
+from durable_streamsd.retainer import Retainer
 from durable_streamsd.services import (
     Allowance,
     Clock,
@@ -134,6 +136,7 @@ class Daemon:
         services = build_services(self._settings, self._store, loop, self._room_made)
         self._services = services
         self._memory = Memory(self._settings.memory_bytes_max, lambda: services.promised_bytes)
+        self._retainer = Retainer(services)
         desk = services.desk
         try:
             left_over = desk.load()
@@ -192,6 +195,7 @@ class Daemon:
         self._services.context.drops.tell()
         self._services.committer.kick()  # for what the store's tick finds: expiries are records
         self._room_made()
+        self._retainer.look()
         self._store.tick(self._store.now_ms())  # last: it may meet a damaged index
 
     def _room_made(self) -> None:
@@ -269,6 +273,7 @@ def build_services(
         public_url=settings.public_url,
         cors_origins=settings.cors_origins,
         waiters_per_stream_max=settings.waiters_per_stream_max,
+        retention_rules=RetentionRules(settings.retention),
     )
     hub = Hub(loop)
     workers = Workers(loop)

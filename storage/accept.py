@@ -32,6 +32,7 @@ def accept_create(
     start = 0
     if origin is not None:
         start = origin.seam
+        stream.earliest = stream.durable_earliest = origin.source.earliest
         _count_forks(batch, origin.source, 1)
     stream.deadline_ms = config.expires_ms
     stream.persisted_deadline_ms = stream.slide(now_ms) or config.expires_ms
@@ -47,7 +48,11 @@ def accept_create(
         closes=closed,
         deadline_ms=stream.persisted_deadline_ms,
         configuration=Configuration(
-            stream.path, config.content_type.encode("latin-1"), config.ttl_s, config.expires_ms
+            stream.path,
+            config.content_type.encode("latin-1"),
+            config.ttl_s,
+            config.expires_ms,
+            config.retention,
         ),
         fork=None if origin is None else origin.record(),
     )
@@ -173,3 +178,12 @@ def accept_deadline(batch: PendingBatch, stream: Stream, deadline_ms: int) -> No
 def accept_value(batch: PendingBatch, key: bytes, value: bytes) -> None:
     """What another subsystem keeps under a key from now on; empty: nothing."""
     batch.add_value(key, value, encode(Record(RecordType.VALUE, 0, 0, value=Entry(key, value))))
+
+
+def accept_cut(batch: PendingBatch, stream: Stream, earliest: int) -> None:
+    """What lies below an offset is dropped; nobody is told before the batch is durable."""
+    undo = (stream.tail, stream.earliest, stream.last_sequence)
+    batch.undo.append((stream.restore_earliest, undo))
+    stream.earliest = earliest
+    batch.add_record(stream, encode(Record(RecordType.RETAIN, stream.id, earliest)))
+    batch.cuts[stream] = earliest

@@ -71,11 +71,13 @@ def _record(record: Record) -> dict[str, Any]:
         if name == "value":  # may be a secret: a signing key
             value["key"], value["value_bytes"] = _plain(field.key), len(field.value)
             continue
-        value[name] = _plain(field._asdict() if hasattr(field, "_asdict") else field)
+        value[name] = _plain(field)
     return value
 
 
 def _plain(field: Any) -> Any:
+    if hasattr(field, "_asdict"):
+        field = field._asdict()
     if isinstance(field, bytes):
         return field.decode("utf-8", "backslashreplace")
     if isinstance(field, dict):

@@ -11,6 +11,7 @@
     ├── FramingError           the body is not what the stream's content type says
     │   └── TooManyMessages    more in one body than may be appended at once
     ├── OffsetError            the offset lies inside a message
+    ├── NotRetained            the offset lies before the earliest one that is kept
     ├── SoftDeleted            the stream was deleted, and is kept for its forks
     ├── NotResident            not in memory: load, admit, ask again
     └── Unsettled              the answer rests on a batch: wait for it, ask again
@@ -73,6 +74,10 @@ class TooManyMessages(FramingError):
 
 class OffsetError(StorageError):
     """An offset lies inside a message."""
+
+
+class NotRetained(StorageError):
+    """An offset lies before the earliest one that its stream keeps."""
 
 
 class SoftDeleted(StorageError):

@@ -15,13 +15,14 @@ Left out: counting and collecting (`storage.accept`), reading (`storage.stitchin
 
 from typing import NamedTuple
 
-from storage.record import EXPIRES_ASKED, OFFSET_ASKED, TTL_ASKED, Fork
-from storage.state import Stream, StreamConfig, stream_config
+from storage.record import EXPIRES_ASKED, OFFSET_ASKED, TTL_ASKED, Fork, Retention
+from storage.state import Stream, StreamConfig, asked_for, stream_config
 
 
 class Asked(NamedTuple):
     """A fork's parameters as they were asked for; None for those that were not.
 
+    `retention` is its own, asked for or by a rule: it has none from its source.
     `root` and `offset` are the two parts of the fork offset; the root of the offset 0 is not told.
     """
 
@@ -33,6 +34,7 @@ class Asked(NamedTuple):
     media_type: str | None = None
     ttl_s: int | None = None
     expires_ms: int | None = None
+    retention: Retention | None = None
 
 
 class Origin:
@@ -69,7 +71,8 @@ def fork_config(asked: Asked, source: StreamConfig) -> StreamConfig:
     ttl_s, expires_ms = asked.ttl_s, asked.expires_ms
     if ttl_s is None and expires_ms is None:
         ttl_s, expires_ms = source.ttl_s, source.expires_ms
-    return stream_config(asked.content_type or source.content_type, ttl_s, expires_ms)
+    content_type = asked.content_type or source.content_type
+    return stream_config(content_type, ttl_s, expires_ms, asked.retention)
 
 
 def same_fork(stream: Stream, asked: Asked) -> bool:
@@ -90,6 +93,7 @@ def same_fork(stream: Stream, asked: Asked) -> bool:
         and asked.media_type in (None, config.media_type)
         and (asked.ttl_s is None or asked.ttl_s == config.ttl_s)
         and (asked.expires_ms is None or asked.expires_ms == config.expires_ms)
+        and asked_for(asked.retention) == asked_for(config.retention)
     )
 
 

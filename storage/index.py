@@ -10,7 +10,8 @@ pages have none. Tables:
     runs       stream id, start offset → packed runs, up to about 1,900 bytes of them
     producers  stream id, producer id → epoch, seq
     expiry     deadline ms, stream id → nothing
-    forks      source id, offset up to which the fork needs it, fork id → nothing
+    retention  ms from which something can be cut, stream id → nothing
+    forks      source id, offset up to and from which the fork needs it, fork id → nothing
     segments   segment id → live payload bytes: those of its runs in `runs`
     values     key → value: what other subsystems keep in the log
 
@@ -20,6 +21,9 @@ Integers in keys are 8 bytes, big-endian, so that they sort. A packed run:
     ┌──────────┬─────────┬──────────┬────────┬ ─ ─ blocks × (length and flag u32, checksum u32)
     │ start u64│ segment │ position │ blocks │
     └──────────┴─────────┴──────────┴────────┴ ─ ─
+
+Runs that nobody can read any more leave their entry, whose key and place stay those of its first
+run: so what an index holds depends on the log alone, and not on when runs left it.
 
 No read transaction outlives a call, so that none can pin old pages or meet a map that grows.
 """
@@ -41,15 +45,29 @@ from storage.errors import CorruptData, IndexFailed, OpenError
 MAP_BYTES = 1 << 40
 ENTRY_BYTES_MAX = 1_900
 KEY_BYTES_MAX = 511
-TABLES = ("state", "paths", "streams", "runs", "producers", "expiry", "forks", "segments", "values")
-KEY_TABLES = frozenset({"expiry", "forks"})
+TABLES = (
+    "state",
+    "paths",
+    "streams",
+    "runs",
+    "producers",
+    "expiry",
+    "retention",
+    "forks",
+    "segments",
+    "values",
+)
+KEY_TABLES = frozenset({"expiry", "retention", "forks"})
 """Tables whose entries are keys without values."""
 
 RUN_HEAD = struct.Struct("<QIIH")
 assert RUN_HEAD.size == 18
 _PAIR = struct.Struct(">QQ")
-_TRIPLE = struct.Struct(">QQQ")
+_NEED = struct.Struct(">QQQQ")
+OFFSET_MAX = (1 << 64) - 1
 Buffer = bytes | memoryview
+Need = tuple[int, int]
+"""From which offset to which."""
 
 _ID = struct.Struct(">Q")
 _CRC = struct.Struct("<I")
@@ -70,7 +88,7 @@ class Checkpoint(NamedTuple):
 
 
 class ForkMeta(msgspec.Struct, array_like=True):
-    """Where a stream was forked from; `reach` is up to where it and its forks need its source."""
+    """Where a stream was forked from; it and its forks need its source from `floor` to `reach`."""
 
     source_id: int
     seam: int
@@ -78,6 +96,25 @@ class ForkMeta(msgspec.Struct, array_like=True):
     sub_offset: int
     asked: int
     reach: int
+    floor: int = 0
+
+
+class RetentionMeta(msgspec.Struct, array_like=True):
+    """What a stream with retention keeps, and what tells when it has more (`storage.retention`)."""
+
+    keep_bytes: int | None
+    keep_s: int | None
+    asked: bool
+    newest_ms: int = 0
+    """When its newest run was written, or else it was created; never goes back."""
+    group_ms: int = 0
+    """When the first of the runs was written that are dropped together with the newest."""
+    marks: list[tuple[int, int]] = []
+    """Where the next such group begins, and when writing had got there."""
+    due_ms: int | None = None
+    entry_start: int = 0
+    entry_bytes: int = 0
+    """The `runs` entry that is being filled, and how far it is with all that ever was in it."""
 
 
 class StreamMeta(msgspec.Struct, array_like=True):
@@ -99,6 +136,8 @@ class StreamMeta(msgspec.Struct, array_like=True):
     forks: int = 0
     kept: int | None = None
     """Soft-deleted, and kept up to this offset for its forks."""
+    earliest: int = 0
+    retention: RetentionMeta | None = None
 
 
 class StreamEntry(NamedTuple):
@@ -408,6 +447,37 @@ class Index:
                 raise _damaged("values", prefix, "is lost, or one that follows it is")
         return found
 
+    def retention_due(
+        self, now_ms: int, after: tuple[int, int], limit: int
+    ) -> list[tuple[int, int]]:
+        """When what can be cut now was due, and its stream's id, behind `after` in that order."""
+        found: list[tuple[int, int]] = []
+        with self._look() as txn, txn.cursor(db=self._tables["retention"]) as cursor:
+            more = cursor.set_range(_PAIR.pack(after[0], after[1] + 1))
+            while more and len(found) < limit:
+                due_ms, stream_id = _pair("retention", cursor.key())
+                if due_ms > now_ms:
+                    break
+                found.append((due_ms, stream_id))
+                more = cursor.next()
+        return found
+
+    def run_at(self, stream_id: int, offset: int) -> RunPlace | None:
+        """The run that holds an offset."""
+        with self._look() as txn:
+            return self._run_at(txn, stream_id, offset)
+
+    def _run_at(self, txn: lmdb.Transaction, stream_id: int, offset: int) -> RunPlace | None:
+        with txn.cursor(db=self._tables["runs"]) as cursor:
+            if not self._seek_floor(cursor, stream_id, offset):
+                return None
+            found = None
+            for place in unpack_runs(self._checked("runs", cursor.key(), cursor.value())):
+                if place.start > offset:
+                    break
+                found = place
+        return found
+
     def copy(self, destination: Path) -> None:
         """Write a compact copy, as of now, into an empty folder. Raises `IndexFailed`."""
         try:
@@ -471,79 +541,117 @@ class IndexTransaction:
         """A stream's state as this transaction sees it."""
         return self._index._meta(self._txn, stream_id)
 
-    def put_stream(self, stream_id: int, meta: StreamMeta, old_deadline_ms: int | None) -> None:
-        """Write a stream's state, and its deadline where that changed."""
+    def put_stream(
+        self,
+        stream_id: int,
+        meta: StreamMeta,
+        old_deadline_ms: int | None,
+        old_due_ms: int | None,
+    ) -> None:
+        """Write a stream's state, and its deadline and next cut where those changed."""
         self._put("streams", _ID.pack(stream_id), _encode_meta(meta))
-        if meta.deadline_ms != old_deadline_ms:
-            expiry = self._tables["expiry"]
-            if old_deadline_ms is not None:
-                self._txn.delete(_PAIR.pack(old_deadline_ms, stream_id), db=expiry)
-            if meta.deadline_ms is not None:
-                self._txn.put(_PAIR.pack(meta.deadline_ms, stream_id), b"", db=expiry)
+        self._put_time("expiry", stream_id, meta.deadline_ms, old_deadline_ms)
+        if meta.retention is not None:
+            self._put_time("retention", stream_id, meta.retention.due_ms, old_due_ms)
+
+    def _put_time(self, table: str, stream_id: int, new_ms: int | None, old_ms: int | None) -> None:
+        if new_ms == old_ms:
+            return
+        if old_ms is not None:
+            self._txn.delete(_PAIR.pack(old_ms, stream_id), db=self._tables[table])
+        if new_ms is not None:
+            self._txn.put(_PAIR.pack(new_ms, stream_id), b"", db=self._tables[table])
 
     def put_path(self, path: bytes, stream_id: int) -> None:
         """Say which stream a path leads to."""
         self._put("paths", path, _ID.pack(stream_id))
 
-    def add_runs(self, stream_id: int, places: Iterable[RunPlace]) -> None:
-        """Add a stream's next runs behind those it has."""
-        runs = self._tables["runs"]
-        key = packed = b""
-        with self._txn.cursor(db=runs) as cursor:
-            if self._index._seek_floor(cursor, stream_id, (1 << 64) - 1):
-                key = cursor.key()
-                packed = self._index._checked("runs", key, cursor.value())
+    def add_runs(
+        self, stream_id: int, places: Iterable[RunPlace], retention: RetentionMeta | None
+    ) -> None:
+        """Add a stream's next runs behind those it has; what has retention knows its last entry."""
+        if retention is None:
+            key, packed = self._last_entry(stream_id)
+            filled = len(packed)
+        else:
+            key = _PAIR.pack(stream_id, retention.entry_start)
+            filled = retention.entry_bytes
+            packed = (self._index._get(self._txn, "runs", key) or b"") if filled else b""
         for place in places:
             run = pack_run(place)
-            if not packed or len(packed) + len(run) > ENTRY_BYTES_MAX:
+            if not filled or filled + len(run) > ENTRY_BYTES_MAX:
                 if packed:
                     self._put("runs", key, packed)
-                key, packed = _PAIR.pack(stream_id, place.start), b""
+                key, packed, filled = _PAIR.pack(stream_id, place.start), b"", 0
             packed += run
+            filled += len(run)
         if packed:
             self._put("runs", key, packed)
+        if retention is not None:
+            retention.entry_start, retention.entry_bytes = _PAIR.unpack(key)[1], filled
 
-    def cut_runs(self, stream_id: int, end: int) -> list[RunPlace]:
-        """Remove a stream's runs that begin at or behind an offset; the runs that are dead now."""
-        runs = self._tables["runs"]
-        dead: list[RunPlace] = []
-        with self._txn.cursor(db=runs) as cursor:
-            while self._index._seek_floor(cursor, stream_id, (1 << 64) - 1):
-                key = bytes(cursor.key())
-                places = list(unpack_runs(self._index._checked("runs", key, cursor.value())))
-                kept = [place for place in places if place.start < end]
-                dead += places[len(kept) :]
-                if len(kept) == len(places):
-                    return dead
-                if kept:
-                    self._put("runs", key, b"".join(map(pack_run, kept)))
-                    return dead
-                cursor.delete()
-        return dead
+    def _last_entry(self, stream_id: int) -> tuple[bytes, bytes]:
+        """Key and runs of a stream's last entry; empty where it has none."""
+        with self._txn.cursor(db=self._tables["runs"]) as cursor:
+            if not self._index._seek_floor(cursor, stream_id, OFFSET_MAX):
+                return b"", b""
+            key = bytes(cursor.key())
+            return key, self._index._checked("runs", key, cursor.value())
 
-    def put_fork(self, source_id: int, reach: int, fork_id: int) -> None:
-        """Say up to where a fork needs its source."""
-        key = _TRIPLE.pack(source_id, reach, fork_id)
+    def run_at(self, stream_id: int, offset: int) -> RunPlace | None:
+        """The run that holds an offset, as this transaction sees it."""
+        return self._index._run_at(self._txn, stream_id, offset)
+
+    def remove_runs(self, stream_id: int, dead: Iterable[tuple[int, int]]) -> list[RunPlace]:
+        """Remove a stream's runs that lie wholly between any two offsets; which those were."""
+        removed: list[RunPlace] = []
+        owner = _ID.pack(stream_id)
+        with self._txn.cursor(db=self._tables["runs"]) as cursor:
+            for low, high in dead:
+                start = _PAIR.pack(stream_id, low)
+                found = self._index._seek_floor(cursor, stream_id, low) or cursor.set_range(start)
+                while found:
+                    key = bytes(cursor.key())
+                    if not key.startswith(owner) or _pair("runs", key)[1] >= high:
+                        break
+                    places = list(unpack_runs(self._index._checked("runs", key, cursor.value())))
+                    kept: list[RunPlace] = []
+                    for place in places:
+                        inside = low <= place.start and place.start + place.length <= high
+                        (removed if inside else kept).append(place)
+                    if not kept:
+                        found = cursor.delete()
+                        continue
+                    if len(kept) < len(places):
+                        cursor.put(key, seal(key, b"".join(map(pack_run, kept))))
+                    found = cursor.next()
+        return removed
+
+    def put_fork(self, source_id: int, fork: ForkMeta, fork_id: int) -> None:
+        """Say from where to where a fork needs its source."""
+        key = _NEED.pack(source_id, fork.reach, fork.floor, fork_id)
         self._txn.put(key, b"", db=self._tables["forks"])
 
-    def delete_fork(self, source_id: int, reach: int, fork_id: int) -> None:
+    def delete_fork(self, source_id: int, fork: ForkMeta, fork_id: int) -> None:
         """Undo `put_fork`."""
-        self._txn.delete(_TRIPLE.pack(source_id, reach, fork_id), db=self._tables["forks"])
+        key = _NEED.pack(source_id, fork.reach, fork.floor, fork_id)
+        self._txn.delete(key, db=self._tables["forks"])
 
-    def reach_of_forks(self, source_id: int) -> int:
-        """Up to where a stream is needed by any of its forks."""
+    def needs_of_forks(self, source_id: int) -> list[Need]:
+        """From where to where each of its forks needs a stream, the least reach first."""
+        needs: list[Need] = []
         with self._txn.cursor(db=self._tables["forks"]) as cursor:
-            if cursor.set_range(_TRIPLE.pack(source_id + 1, 0, 0)):
-                found = cursor.prev()
-            else:
-                found = cursor.last()
-            if not found:
-                return 0
-            key = cursor.key()
-            if len(key) != _TRIPLE.size:
-                raise _damaged("forks", key, "is damaged")
-            owner, reach, _ = _TRIPLE.unpack(key)
-        return reach if owner == source_id else 0
+            found = cursor.set_range(_ID.pack(source_id))
+            while found:
+                key = cursor.key()
+                if len(key) != _NEED.size:
+                    raise _damaged("forks", key, "is damaged")
+                owner, reach, floor, _ = _NEED.unpack(key)
+                if owner != source_id:
+                    break
+                needs.append((floor, reach))
+                found = cursor.next()
+        return needs
 
     def put_producer(self, stream_id: int, producer_id: bytes, epoch: int, seq: int) -> bool:
         """Write a producer's state; whether the stream did not have it before."""
@@ -572,8 +680,9 @@ class IndexTransaction:
         self._txn.delete(key, db=self._tables["streams"])
         if self._index._get(self._txn, "paths", meta.path) == key:
             self._txn.delete(meta.path, db=self._tables["paths"])
-        if meta.deadline_ms is not None:
-            self._txn.delete(_PAIR.pack(meta.deadline_ms, stream_id), db=self._tables["expiry"])
+        self._put_time("expiry", stream_id, None, meta.deadline_ms)
+        if meta.retention is not None:
+            self._put_time("retention", stream_id, None, meta.retention.due_ms)
         dead: list[RunPlace] = []
         for entry, value in self._remove_prefix("runs", key):
             dead.extend(unpack_runs(self._index._checked("runs", entry, value)))

@@ -5,13 +5,26 @@ afterwards the daemon runs it in a process of its own (`storage.indexer_process`
 inline. It is idempotent: a step begins where the index says it ended.
 """
 
+import heapq
+from collections.abc import Iterator
 from pathlib import Path
 
 from storage.chain import Position, batches_between
 from storage.errors import CorruptData
-from storage.index import Checkpoint, ForkMeta, Index, IndexTransaction, RunPlace, StreamMeta
+from storage.index import (
+    OFFSET_MAX,
+    Checkpoint,
+    ForkMeta,
+    Index,
+    IndexTransaction,
+    Need,
+    RetentionMeta,
+    RunPlace,
+    StreamMeta,
+)
 from storage.log import LogEnd
-from storage.record import Fork, Record, RecordType
+from storage.record import Configuration, Fork, Record, RecordType
+from storage.retention import dead_between, next_due_ms, note_cut, note_run
 from storage.scan import FIRST_BATCH_POSITION, BatchView
 from storage.segment import SegmentFile, list_segments
 
@@ -23,6 +36,7 @@ INDEXED_TYPES = frozenset(
         RecordType.TOUCH,
         RecordType.SOFT_DELETE,
         RecordType.VALUE,
+        RecordType.RETAIN,
     }
 )
 """What this release can follow; the other types are for later ones."""
@@ -31,15 +45,25 @@ INDEXED_TYPES = frozenset(
 class Change:
     """What a step found out about one stream."""
 
-    __slots__ = ("deleted", "meta", "old_deadline_ms", "producers", "runs", "shrunk")
+    __slots__ = (
+        "dead",
+        "deleted",
+        "meta",
+        "old_deadline_ms",
+        "old_due_ms",
+        "producers",
+        "runs",
+    )
 
     def __init__(self, meta: StreamMeta, old_deadline_ms: int | None) -> None:
         self.meta = meta
         self.old_deadline_ms = old_deadline_ms
+        self.old_due_ms = None if meta.retention is None else meta.retention.due_ms
         self.runs: list[RunPlace] = []
         self.producers: dict[bytes, tuple[int, int]] = {}
         self.deleted = False
-        self.shrunk = False
+        self.dead: list[Need] = []
+        """Between which offsets nobody can read its runs, where that may be more than before."""
 
 
 class Indexer:
@@ -92,7 +116,7 @@ class Step:
         self._changes: dict[int, Change] = {}
         self._live_bytes: dict[int, int] = {}
         self._less_needed: dict[int, None] = {}
-        """Streams that were soft-deleted, or lost a fork or a part of what one needs."""
+        """Streams that were cut or soft-deleted, or lost a fork or a part of what one needs."""
         self._values: dict[bytes, bytes] = {}
 
     def apply(self, segment: SegmentFile, batch: BatchView) -> None:
@@ -117,6 +141,8 @@ class Step:
             elif record.type is RecordType.VALUE:
                 self._keep(segment, batch, record)
                 continue  # it is about no stream
+            elif record.type is RecordType.RETAIN:
+                self._cut(segment, batch, record)
             elif record.type not in INDEXED_TYPES:
                 raise CorruptData(
                     segment.name,
@@ -129,6 +155,8 @@ class Step:
             change = self._change(segment, batch, stream_id)
             change.runs.append(RunPlace(start, segment_id, position, blocks))
             change.meta.tail = start + length
+            if change.meta.retention is not None:
+                note_run(change.meta.retention, start, batch.head.time_ms)
             position += length
         self._add_live(segment_id, batch.head.payload_bytes)
         for record in forks:
@@ -151,11 +179,13 @@ class Step:
                 if transaction.put_producer(stream_id, producer_id, epoch, seq):
                     meta.producer_count += 1
             if change.runs:
-                transaction.add_runs(stream_id, change.runs)
-            if change.shrunk and meta.kept is not None:
-                for place in transaction.cut_runs(stream_id, meta.kept):
+                transaction.add_runs(stream_id, change.runs, meta.retention)
+            if change.dead:
+                for place in transaction.remove_runs(stream_id, change.dead):
                     self._add_live(place.segment_id, -place.length)
-            transaction.put_stream(stream_id, meta, change.old_deadline_ms)
+        for stream_id, change in self._changes.items():
+            if not change.deleted:
+                self._put(stream_id, change)
         for segment_id, live_bytes in self._live_bytes.items():
             transaction.add_live_bytes(segment_id, live_bytes)
         for key, value in self._values.items():
@@ -175,6 +205,7 @@ class Step:
             time_ms,
             record.fork.root_id if record.fork is not None else record.stream_id,
             record.offset,
+            retention=_retention_meta(configuration, time_ms),
         )
         self._changes[record.stream_id] = Change(meta, None)
         self._transaction.put_path(configuration.path, record.stream_id)
@@ -186,11 +217,17 @@ class Step:
         if source.deleted or source.meta.kept is not None:
             what = f"stream {record.stream_id} is a fork of a stream that was deleted"
             raise CorruptData(segment.name, batch.position, what)
+        earliest = source.meta.earliest
+        if seam < earliest:
+            what = f"stream {record.stream_id} is a fork of what its source had dropped"
+            raise CorruptData(segment.name, batch.position, what)
         source.meta.forks += 1
-        self._transaction.put_fork(fork.source_id, seam, record.stream_id)
-        self._changes[record.stream_id].meta.fork = ForkMeta(
-            fork.source_id, seam, fork.offset, fork.sub_offset, fork.asked, seam
+        meta = self._changes[record.stream_id].meta
+        meta.earliest = earliest
+        meta.fork = ForkMeta(
+            fork.source_id, seam, fork.offset, fork.sub_offset, fork.asked, seam, earliest
         )
+        self._transaction.put_fork(fork.source_id, meta.fork, record.stream_id)
 
     def _check_fork(self, segment: SegmentFile, batch: BatchView, record: Record) -> None:
         """Refuse a fork of what its source does not have: only damage, or a bug, can say so."""
@@ -209,27 +246,70 @@ class Step:
         fork = change.meta.fork
         if fork is not None:
             self._change(segment, batch, fork.source_id).meta.forks -= 1
-            self._transaction.delete_fork(fork.source_id, fork.reach, stream_id)
+            self._transaction.delete_fork(fork.source_id, fork, stream_id)
             self._less_needed[fork.source_id] = None
 
+    def _cut(self, segment: SegmentFile, batch: BatchView, record: Record) -> None:
+        """What lies below an offset is dropped; forks keep what they inherited of it."""
+        meta = self._change(segment, batch, record.stream_id).meta
+        if not meta.earliest <= record.offset <= meta.tail:
+            what = f"stream {record.stream_id} is cut at {record.offset}, where it is not"
+            raise CorruptData(segment.name, batch.position, what)
+        note_cut(meta, record.offset)
+        self._less_needed[record.stream_id] = None
+
     def _shrink(self) -> None:
-        """Let go of what no fork of a soft-deleted stream needs, and so on up the chain."""
+        """Let go of what neither a stream nor any fork of it needs, and so on up the chain.
+
+        Forks come before their sources, so that each stream's forks are looked at once.
+        """
         transaction = self._transaction
-        while self._less_needed:
-            stream_id, _ = self._less_needed.popitem()
+        waiting = [-stream_id for stream_id in self._less_needed]
+        heapq.heapify(waiting)
+        while waiting:
+            stream_id = -heapq.heappop(waiting)
             change = self._changes[stream_id]
             meta = change.meta
-            if change.deleted or meta.kept is None:
+            if change.deleted or (meta.kept is None and not meta.earliest):
                 continue
-            meta.kept = transaction.reach_of_forks(stream_id)
-            change.shrunk = True
+            needs = transaction.needs_of_forks(stream_id)
+            if meta.kept is None:
+                needs.append((meta.earliest, OFFSET_MAX))
+            else:
+                meta.kept = max((reach for _, reach in needs), default=0)
+            change.dead = dead_between(needs)
             fork = meta.fork
-            if fork is not None and meta.kept < fork.reach:
-                transaction.delete_fork(fork.source_id, fork.reach, stream_id)
-                fork.reach = meta.kept
-                transaction.put_fork(fork.source_id, fork.reach, stream_id)
+            if fork is None:
+                continue
+            reach = min(fork.reach, max((reach for _, reach in needs), default=0))
+            floor = min((floor for floor, _ in needs), default=reach)
+            if (reach, floor) != (fork.reach, fork.floor):
+                transaction.delete_fork(fork.source_id, fork, stream_id)
+                fork.reach, fork.floor = reach, floor
+                transaction.put_fork(fork.source_id, fork, stream_id)
                 self._change_of(fork.source_id)
-                self._less_needed[fork.source_id] = None
+                if fork.source_id not in self._less_needed:
+                    self._less_needed[fork.source_id] = None
+                    heapq.heappush(waiting, -fork.source_id)
+
+    def _put(self, stream_id: int, change: Change) -> None:
+        """Write a stream's state, and from when on a cut will get anything."""
+        meta = change.meta
+        if meta.retention is not None:
+            sources = self._sources(meta)
+            meta.retention.due_ms = next_due_ms(meta, sources, stream_id, self._transaction.run_at)
+        deadline_ms = change.old_deadline_ms
+        self._transaction.put_stream(stream_id, meta, deadline_ms, change.old_due_ms)
+
+    def _sources(self, meta: StreamMeta) -> Iterator[ForkMeta]:
+        """Where a stream, and each of its sources in turn, was forked from."""
+        while meta.fork is not None:
+            yield meta.fork
+            change = self._changes.get(meta.fork.source_id)
+            source = self._transaction.meta(meta.fork.source_id) if change is None else change.meta
+            if source is None:
+                return
+            meta = source
 
     def _keep(self, segment: SegmentFile, batch: BatchView, record: Record) -> None:
         if record.value is None:
@@ -267,9 +347,17 @@ class Step:
 
     def _delete(self, stream_id: int, change: Change) -> None:
         change.meta.deadline_ms = change.old_deadline_ms
+        if change.meta.retention is not None:
+            change.meta.retention.due_ms = change.old_due_ms
         dead = self._transaction.delete_stream(stream_id, change.meta)
         for place in (*dead, *change.runs):
             self._add_live(place.segment_id, -place.length)
 
     def _add_live(self, segment_id: int, change_bytes: int) -> None:
         self._live_bytes[segment_id] = self._live_bytes.get(segment_id, 0) + change_bytes
+
+
+def _retention_meta(configuration: Configuration, time_ms: int) -> RetentionMeta | None:
+    """What a fork inherits counts as written when it was made."""
+    retention = configuration.retention
+    return None if retention is None else RetentionMeta(*retention, newest_ms=time_ms)

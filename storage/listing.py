@@ -27,6 +27,7 @@ class Listed(NamedTuple):
     path: bytes
     content_type: str
     root: int
+    earliest: int
     tail: int
     closed: bool
     created_ms: int
@@ -103,6 +104,7 @@ class Listing:
                 stream.path,
                 stream.config.content_type,
                 stream.root,
+                stream.durable_earliest,
                 stream.durable_tail,
                 stream.durable_closed,
                 stream.created_ms,
@@ -120,6 +122,7 @@ class Listing:
             meta.path,
             meta.content_type,
             meta.root,
+            meta.earliest,
             meta.tail,
             meta.closed,
             meta.created_ms,

@@ -33,6 +33,7 @@ class PendingBatch(Batch):
     """A batch that still takes changes."""
 
     __slots__ = (
+        "cuts",
         "payload_bytes",
         "reclaims",
         "record_bytes",
@@ -51,6 +52,8 @@ class PendingBatch(Batch):
         self.runs: dict[Stream, PendingRun] = {}
         self.touched: dict[Stream, None] = {}
         self.values: dict[bytes, bytes] = {}
+        self.cuts: dict[Stream, int] = {}
+        """The earliest offsets of streams that were cut."""
         self.undo: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self.reclaims = True
 

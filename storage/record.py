@@ -11,15 +11,18 @@ one append commit together or not at all. Payload bytes are not in it: they foll
     └────────┴────┴────┴────────┴────────────────┴────────────────┴────────┴ ─ ─ ─ ─ ─
 
     length   whole record in bytes, head included
-    offset   where the payload starts in the stream; the stream's tail for records without any
+    offset   where the payload starts in the stream; the stream's tail for records without any; of a
+             cut (RETAIN) the earliest offset that is there from now on
     payload  bytes of payload in this batch's payload block
 
     0x01 producer       epoch u64 · seq u64 · length u16 · id
     0x02 Stream-Seq     length u16 · value
     0x04 closes         (empty; the closing tuple is the record's own producer section)
     0x08 deadline       u64, ms since 1970: expires then unless accessed (persisted, with its grain)
-    0x10 configuration  present u8 (1: TTL, 2: Expires-At) · TTL u64 s · Expires-At u64 ms ·
-                        path length u16 · content type length u16 · path · content type
+    0x10 configuration  present u8 (1: TTL, 2: Expires-At, 4: bytes to retain, 8: seconds to retain,
+                        16: the creator asked for retention) · TTL u64 s · Expires-At u64 ms ·
+                        path length u16 · content type length u16 · path · content type ·
+                        with 4 or 8 also: bytes to retain u64 · seconds to retain u64
     0x20 fork           source id u64 · root id u64 · fork offset u64 · requested sub-offset u64 ·
                         asked u8 (1: the offset was asked for, 2: TTL, 4: Expires-At were)
 
@@ -41,6 +44,7 @@ assert HEAD.size == 28
 
 PRODUCER = struct.Struct("<QQH")
 CONFIGURATION = struct.Struct("<BQQHH")
+RETENTION = struct.Struct("<QQ")
 FORK = struct.Struct("<QQQQB")
 ENTRY = struct.Struct("<HI")
 U16 = struct.Struct("<H")
@@ -59,6 +63,12 @@ OFFSET_ASKED = 1
 TTL_ASKED = 2
 EXPIRES_ASKED = 4
 
+HAS_TTL = 1
+HAS_EXPIRES = 2
+HAS_KEEP_BYTES = 4
+HAS_KEEP_S = 8
+RETENTION_ASKED = 16
+
 
 class RecordType(enum.IntEnum):
     """What changed. Zero is invalid: preallocated space is full of it."""
@@ -70,6 +80,7 @@ class RecordType(enum.IntEnum):
     SOFT_DELETE = 5
     STATE = 6
     VALUE = 7
+    RETAIN = 8
 
 
 class DecodeError(Exception):
@@ -84,6 +95,15 @@ class Producer(NamedTuple):
     seq: int
 
 
+class Retention(NamedTuple):
+    """How much of a stream is kept: its newest bytes, or what was written in the last seconds; with
+    both, what either drops is dropped. `asked`: by its creator, not by a rule."""
+
+    keep_bytes: int | None
+    keep_s: int | None
+    asked: bool
+
+
 class Configuration(NamedTuple):
     """What a stream was created with: TTL in seconds, Expires-At in ms since 1970."""
 
@@ -91,6 +111,7 @@ class Configuration(NamedTuple):
     content_type: bytes
     ttl_s: int | None
     expires_ms: int | None
+    retention: Retention | None = None
 
 
 class Fork(NamedTuple):
@@ -145,12 +166,7 @@ def encode(record: Record) -> bytes:
         parts.append(U64.pack(record.deadline_ms))
     if record.configuration is not None:
         sections |= HAS_CONFIGURATION
-        path, content_type, ttl_s, expires_ms = record.configuration
-        present = (ttl_s is not None) | (expires_ms is not None) << 1
-        parts.append(
-            CONFIGURATION.pack(present, ttl_s or 0, expires_ms or 0, len(path), len(content_type))
-        )
-        parts += (path, content_type)
+        parts += _pack_configuration(record.configuration)
     if record.fork is not None:
         sections |= HAS_FORK
         parts.append(FORK.pack(*record.fork))
@@ -174,6 +190,20 @@ def encode(record: Record) -> bytes:
         )
         + body
     )
+
+
+def _pack_configuration(configuration: Configuration) -> list[bytes]:
+    path, content_type, ttl_s, expires_ms, retention = configuration
+    present = (ttl_s is not None) * HAS_TTL | (expires_ms is not None) * HAS_EXPIRES
+    tail = b""
+    if retention is not None:
+        keep_bytes, keep_s, asked = retention
+        present |= (keep_bytes is not None) * HAS_KEEP_BYTES | (keep_s is not None) * HAS_KEEP_S
+        present |= asked * RETENTION_ASKED
+        tail = RETENTION.pack(keep_bytes or 0, keep_s or 0)
+    sizes = (len(path), len(content_type))
+    head = CONFIGURATION.pack(present, ttl_s or 0, expires_ms or 0, *sizes)
+    return [head, path, content_type, tail]
 
 
 _APPEND = int(RecordType.APPEND)
@@ -237,14 +267,7 @@ def _sections(
         (deadline_ms,) = U64.unpack_from(block, at)
         at += U64.size
     if sections & HAS_CONFIGURATION:
-        present, ttl_s, expires_ms, path_size, type_size = CONFIGURATION.unpack_from(block, at)
-        path, at = _take(block, at + CONFIGURATION.size, path_size)
-        content_type, at = _take(block, at, type_size)
-        if present > 3 or (ttl_s and not present & 1) or (expires_ms and not present & 2):
-            raise DecodeError("the configuration has a value that is not present")
-        configuration = Configuration(
-            path, content_type, ttl_s if present & 1 else None, expires_ms if present & 2 else None
-        )
+        configuration, at = _unpack_configuration(block, at)
     if sections & HAS_FORK:
         fork = Fork(*FORK.unpack_from(block, at))
         at += FORK.size
@@ -271,6 +294,40 @@ def _sections(
         value,
     )
     return record, at
+
+
+def _unpack_configuration(block: bytes, at: int) -> tuple[Configuration, int]:
+    present, ttl_s, expires_ms, path_size, type_size = CONFIGURATION.unpack_from(block, at)
+    path, at = _take(block, at + CONFIGURATION.size, path_size)
+    content_type, at = _take(block, at, type_size)
+    retention = None
+    keep_bytes = keep_s = 0
+    if present & (HAS_KEEP_BYTES | HAS_KEEP_S):
+        keep_bytes, keep_s = RETENTION.unpack_from(block, at)
+        at += RETENTION.size
+        retention = Retention(
+            keep_bytes if present & HAS_KEEP_BYTES else None,
+            keep_s if present & HAS_KEEP_S else None,
+            bool(present & RETENTION_ASKED),
+        )
+    elif present > HAS_TTL | HAS_EXPIRES:
+        raise DecodeError("the configuration is not valid")
+    values = (
+        (ttl_s, HAS_TTL),
+        (expires_ms, HAS_EXPIRES),
+        (keep_bytes, HAS_KEEP_BYTES),
+        (keep_s, HAS_KEEP_S),
+    )
+    if present >= 2 * RETENTION_ASKED or any(value and not present & bit for value, bit in values):
+        raise DecodeError("the configuration has a value that is not present")
+    configuration = Configuration(
+        path,
+        content_type,
+        ttl_s if present & HAS_TTL else None,
+        expires_ms if present & HAS_EXPIRES else None,
+        retention,
+    )
+    return configuration, at
 
 
 def _take(block: bytes, at: int, size: int) -> tuple[bytes, int]:

@@ -12,7 +12,7 @@ from storage.errors import NotResident
 from storage.family import Origin
 from storage.index import StreamMeta
 from storage.limits import Limits
-from storage.record import Producer
+from storage.record import Producer, Retention
 from storage.state import Run, Stream, stream_config
 
 RUN_OVERHEAD_BYTES = 512
@@ -55,12 +55,22 @@ class TailCache:
             losers: dict[Stream, None] = {}
             while size > goal and kept:
                 oldest = kept.popleft()
-                size -= oldest.end - oldest.start + RUN_OVERHEAD_BYTES
-                oldest.data = None
+                if oldest.data is not None:  # else `forget` was faster
+                    size -= len(oldest.data)
+                    oldest.data = None
+                size -= RUN_OVERHEAD_BYTES
                 losers[oldest.stream] = None
             for stream in losers:
                 stream.runs.drop(indexed_sequence)
         self._bytes = size
+
+    def forget(self, runs: list[Run]) -> None:
+        """Let go of the bytes of runs that nobody will read; what they cost beside is counted until
+        their time comes."""
+        for run in runs:
+            if run.data is not None:
+                self._bytes -= len(run.data)
+                run.data = None
 
 
 class Residents:
@@ -188,10 +198,13 @@ class Residents:
 
 def _revive(stream_id: int, meta: StreamMeta, source: Stream | None, now_ms: int) -> Stream:
     """A stream as the index has it: accepted, durable and indexed state are one."""
-    config = stream_config(meta.content_type, meta.ttl_s, meta.expires_ms)
+    kept = meta.retention
+    retention = None if kept is None else Retention(kept.keep_bytes, kept.keep_s, kept.asked)
+    config = stream_config(meta.content_type, meta.ttl_s, meta.expires_ms, retention)
     stream = Stream(stream_id, meta.path, config, meta.created_ms)
     stream.root = meta.root
     stream.tail = stream.durable_tail = meta.tail
+    stream.earliest = stream.durable_earliest = meta.earliest
     stream.closed = stream.durable_closed = meta.closed
     stream.closer = None if meta.closer is None else Producer(*meta.closer)
     stream.stream_seq = meta.stream_seq

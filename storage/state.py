@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from storage.errors import CommitError, FramingError, TooManyMessages
 from storage.framing import Framed, Framing, framing_of, try_frame
-from storage.record import Producer
+from storage.record import Producer, Retention
 
 if TYPE_CHECKING:
     from storage.family import Origin
@@ -28,32 +28,46 @@ CONFIGS_MAX = 1_024
 class StreamConfig:
     """What a stream is created with (protocol 5.1); equal when an idempotent PUT may match."""
 
-    __slots__ = ("content_type", "expires_ms", "framing", "media_type", "ttl_s")
+    __slots__ = ("content_type", "expires_ms", "framing", "media_type", "retention", "ttl_s")
 
     def __init__(
-        self, content_type: str, ttl_s: int | None = None, expires_ms: int | None = None
+        self,
+        content_type: str,
+        ttl_s: int | None = None,
+        expires_ms: int | None = None,
+        retention: Retention | None = None,
     ) -> None:
         self.content_type = content_type
         self.media_type = content_type.partition(";")[0].strip().lower()
         self.framing: Framing = framing_of(self.media_type)
         self.ttl_s = ttl_s
         self.expires_ms = expires_ms
+        self.retention = retention
 
     def matches(self, other: "StreamConfig") -> bool:
-        """Whether a PUT with `other` asks for this very stream: parameters of the type aside."""
+        """Whether a PUT with `other` asks for this very stream: parameters of the type aside, and
+        retention that its creator did not ask for."""
         return (self.media_type, self.ttl_s, self.expires_ms) == (
             other.media_type,
             other.ttl_s,
             other.expires_ms,
-        )
+        ) and asked_for(self.retention) == asked_for(other.retention)
+
+
+def asked_for(retention: Retention | None) -> Retention | None:
+    """The retention that was asked for when a stream was created, and not given by a rule."""
+    return retention if retention is not None and retention.asked else None
 
 
 @lru_cache(CONFIGS_MAX)
 def stream_config(
-    content_type: str, ttl_s: int | None = None, expires_ms: int | None = None
+    content_type: str,
+    ttl_s: int | None = None,
+    expires_ms: int | None = None,
+    retention: Retention | None = None,
 ) -> StreamConfig:
     """A configuration; one object for all streams in memory that are created alike."""
-    return StreamConfig(content_type, ttl_s, expires_ms)
+    return StreamConfig(content_type, ttl_s, expires_ms, retention)
 
 
 class Run:
@@ -117,6 +131,21 @@ class RunList:
         else:
             self._head = head
 
+    def cut(self, earliest: int) -> list[Run]:
+        """Forget the runs that end at or before an offset, and say which."""
+        head = self._head
+        runs = self._runs
+        end = head
+        while end < len(runs) and runs[end].end <= earliest:
+            end += 1
+        gone = runs[head:end]
+        if end == len(runs):
+            self.clear()
+        else:
+            del runs[:end], self._starts[:end]
+            self._head = 0
+        return gone
+
     def clear(self) -> None:
         """Forget all."""
         self._runs = []
@@ -162,8 +191,10 @@ class Stream:
         "deleted",
         "durable",
         "durable_closed",
+        "durable_earliest",
         "durable_soft_deleted",
         "durable_tail",
+        "earliest",
         "forks",
         "gone",
         "id",
@@ -193,6 +224,8 @@ class Stream:
         self.created_ms = created_ms
         # accepted
         self.tail = 0
+        self.earliest = 0
+        """What is below was dropped (`storage.retention`); a fork begins with its source's."""
         self.closed = False
         self.closer: Producer | None = None
         self.stream_seq: bytes | None = None
@@ -208,6 +241,7 @@ class Stream:
         # durable
         self.durable = False
         self.durable_tail = 0
+        self.durable_earliest = 0
         self.durable_closed = False
         self.gone = False
         self.durable_soft_deleted = False
@@ -279,6 +313,12 @@ class Stream:
         self.tail = tail
         self.last_sequence = last_sequence
 
+    def restore_earliest(self, tail: int, earliest: int, last_sequence: int) -> None:
+        """Take a cut back, and plain appends as `restore_family` does."""
+        self.tail = tail
+        self.earliest = earliest
+        self.last_sequence = last_sequence
+
     def restore_family(
         self, tail: int, forks: int, deleted: bool, soft_deleted: bool, last_sequence: int
     ) -> None:
@@ -341,6 +381,7 @@ class Kind(enum.Enum):
     DELETED = enum.auto()
     SOFT_DELETED = enum.auto()
     FORK_TOO_DEEP = enum.auto()
+    FORK_NOT_RETAINED = enum.auto()
 
 
 class Append:

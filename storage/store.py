@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Self
 from storage.accept import (
     accept_append,
     accept_create,
+    accept_cut,
     accept_deadline,
     accept_delete,
     accept_plain_append,
@@ -35,6 +36,7 @@ from storage.errors import (
     FramingError,
     IndexFailed,
     Latched,
+    NotRetained,
     OutOfSpace,
     SoftDeleted,
     Unsettled,
@@ -50,6 +52,7 @@ from storage.pending import PendingBatch, Sealed
 from storage.reading import Chunk, ColdRead, Reader, Segments, Snapshot
 from storage.recovery import Recovered, recover
 from storage.residents import Loaded, Residents, TailCache
+from storage.retention import Cut, DueCuts
 from storage.state import Append, Batch, Kind, Outcome, Stream, StreamConfig, decide, misframed
 from storage.stitching import stitched
 from storage.values import Values
@@ -100,6 +103,7 @@ class Store:
         self._held: dict[Stream, None] = {}
         self._backlog = Backlog(limits, recovered.end.sequence, self.now_ms())
         self._values = Values(index)
+        self._cut_after = (0, 0)
 
     @classmethod
     def open(cls, path: Path, limits: Limits | None = None, disk: Disk | None = None) -> Self:
@@ -281,7 +285,7 @@ class Store:
         framed: Framed | FramingError | None = None,
     ) -> Outcome:
         """Fork a stream that `find` has just told (protocol 4.2): as `create`, or TYPE_MISMATCH,
-        FORK_TOO_DEEP.
+        FORK_TOO_DEEP, FORK_NOT_RETAINED.
 
         `seam` is an offset of the source, up to its accepted tail: the fork inherits what is
         below it. Whether a message ends there is the caller's to know. Raises as `create` does.
@@ -292,6 +296,8 @@ class Store:
         if asked.media_type not in (None, source.config.media_type):
             return self._resting(Outcome(Kind.TYPE_MISMATCH, source))
         offset = seam if asked.offset is None else asked.offset
+        if offset < source.earliest:
+            return self._resting(Outcome(Kind.FORK_NOT_RETAINED, source))
         origin = Origin(source, offset, asked.sub_offset, seam, bits_of(asked))
         if origin.depth > self.limits.fork_depth_max:
             return self._resting(Outcome(Kind.FORK_TOO_DEEP, source))
@@ -439,6 +445,17 @@ class Store:
         accept_deadline(self._open, stream, deadline_ms)
         return self._open
 
+    def cut(self, stream: Stream, earliest: int) -> None:
+        """Drop what a stream has before an offset where a message begins, and that is durable.
+
+        Nothing happens to a stream that has ended, or was cut there before. Raises `Latched`.
+        """
+        if stream.deleted or not stream.earliest < earliest <= stream.durable_tail:
+            return
+        if self.latched:
+            raise Latched(LATCHED)
+        accept_cut(self._open, stream, earliest)
+
     def hold(self, stream: Stream) -> None:
         """A live reader follows the stream from now on: it stays in memory, its TTL waits, and its
         end at a fixed time is not left to the index."""
@@ -555,6 +572,10 @@ class Store:
             stream.durable_soft_deleted = soft_deleted
         if batch.values:
             self._values.committed(batch.sequence, batch.values)
+        for stream, earliest in batch.cuts.items():
+            stream.durable_earliest = earliest
+            if not stream.forks:  # else they may read it
+                self._cache.forget(stream.runs.cut(earliest))
         self._backlog.add(sealed)
         return Finished([batch], woken)
 
@@ -618,13 +639,16 @@ class Store:
     # Reading
 
     def read(self, stream: Stream, offset: int, limit_bytes: int) -> Chunk | ColdRead:
-        """Durable bytes from `offset` (0 to the durable tail), about `limit_bytes` of them.
+        """Durable bytes from `offset` (the earliest to the durable tail), about `limit_bytes`.
 
         A `Chunk` when memory or the page cache has them and they are not many, else a `ColdRead` to
         run in a thread: to copy and check some MiB takes milliseconds, and needs no interpreter.
-        Raises `OffsetError` for an offset inside a JSON message, `CorruptData` for damage.
+        Raises `OffsetError` for an offset inside a JSON message, `NotRetained` for one before the
+        earliest, `CorruptData` for damage, which a cut meanwhile may look like.
         """
         tail = stream.durable_tail
+        if offset < stream.durable_earliest:
+            raise NotRetained("The offset lies before the earliest that is kept.")
         if offset >= tail:
             return Chunk(b"", offset, offset, True, stream.durable_closed)
         newest = stream.runs.newest()
@@ -701,3 +725,23 @@ class Store:
                 self._expire(stream)
             elif stream.live_readers:
                 self.touch(stream)
+
+    def due_cuts(self, now_ms: int) -> DueCuts:
+        """Looking for streams that hold more than they are to keep: to run in a thread, one at a
+        time, and to be told to `retain`."""
+        return DueCuts(self._index, self._reader, self.load, now_ms, self._cut_after)
+
+    def retain(self, due: DueCuts, cuts: list[Cut]) -> None:
+        """Cut the streams that a look found; may fill the open batch."""
+        self._cut_after = due.after
+        if self.latched:
+            return
+        for cut in cuts:
+            loaded = cut.loaded
+            try:
+                self.admit(loaded)
+            except CorruptData:
+                continue
+            stream = self._residents.get(loaded.path)
+            if stream is not None and stream.id == loaded.chain[0][0]:
+                self.cut(stream, cut.earliest)

@@ -37,7 +37,7 @@ from durable_streamsd.core.headers import (
     parse_ttl,
 )
 from durable_streamsd.core.listing import BadListing, parse_listing
-from durable_streamsd.core.offsets import NOW, START, Offset, format_offset, parse_offset
+from durable_streamsd.core.offsets import EARLIEST, NOW, START, Offset, format_offset, parse_offset
 from durable_streamsd.core.paths import PATH_BYTES_MAX, parse_path, quote_path
 from durable_streamsd.core.problems import Problem
 from durable_streamsd.core.query import parse_query
@@ -361,7 +361,7 @@ def offset(data: bytes) -> None:
     if data == b"now":
         assert found is NOW
     elif data == b"-1":
-        assert found == START
+        assert found is EARLIEST
     else:
         assert ours
         assert isinstance(found, Offset)
@@ -472,14 +472,14 @@ def fork(data: bytes) -> None:
     parts = data.split(b"\n", 2)
     names = (b"stream-forked-from", b"stream-fork-offset", b"stream-fork-sub-offset")
     given = dict(zip(names, parts, strict=False))
-    asked = _accepted(lambda: parse_fork(given, None, None))
-    assert _accepted(lambda: parse_fork({**given, b"host": b"a"}, None, None)) == asked
+    asked = _accepted(lambda: parse_fork(given, None, None, None))
+    assert _accepted(lambda: parse_fork({**given, b"host": b"a"}, None, None, None)) == asked
     if asked is None:
         return
     source = parts[0]
     assert source.startswith(b"/v1/stream/")
     assert parse_path(source.removeprefix(b"/v1/stream/")) == asked.source_path
-    assert parse_fork({names[0]: b"/v1/stream/" + quote_path(asked.source_path)}, 1, None)
+    assert parse_fork({names[0]: b"/v1/stream/" + quote_path(asked.source_path)}, 1, None, None)
     if len(parts) > 1:
         assert asked.offset == int(parts[1][17:])
         assert asked.root == int(parts[1][:16])

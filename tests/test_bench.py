@@ -29,6 +29,7 @@ CHECKED = {
     "wake-latency": "each once, in order",
     "idle": "one append reached all 20 readers of its stream",
     "slow-readers": "what slow readers were sent was right, too",
+    "subscribed": "each once, in order",
     "many-streams": "3,000 streams created",
     "restart": "all that were acknowledged, in order",
 }

@@ -32,7 +32,8 @@ from durable_streamsd.cli.client_json import (
     check_message,
     to_lines,
 )
-from durable_streamsd.client import NotTheProtocol, SseEvent, SseParser
+from durable_streamsd.client import NotTheProtocol
+from durable_streamsd.client.sse import SseEvent, SseParser
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND_SECONDS_MAX = 60

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from msgspec import inspect
 
-from durable_streamsd.config import FLAGS, Settings, SettingsError, load_settings
+from durable_streamsd.config import FLAGS, Secret, Settings
+from durable_streamsd.core.retention import RetentionRule
+from durable_streamsd.settings.loading import load_settings
+from durable_streamsd.settings.sources import SettingsError
+from durable_streamsd.settings.values import holds_secret
 
 
 def test_defaults_are_the_documented_ones() -> None:
@@ -151,22 +157,24 @@ def test_a_bad_value_is_answered_with_a_sentence_that_names_it(
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("port = 'x'", "port in "),
-        ("port = true", "port in "),
-        ("prot = 1", "prot in "),
-        ("[storage]\nx = 1", "storage in "),
-        ("port = ", "--config: "),
-        ("port = 1\nport = 2", "--config: "),
+        ("port = 'x'", "1: port: "),
+        ("# first\n\nport = true", "3: port: "),
+        ('host = """\nport = 1\n"""\nprot = 1', "4: prot: "),
+        ("port = 1\n[storage]\nx = 1", "2: storage: "),
+        ("max-body = 1\nbody_bytes_max = 2", "2: body_bytes_max: "),
+        ("port = 1\npublic-url = 'x'", "2: public-url: "),
+        ("port = 1\nhost = ", "2: it is not valid TOML: "),
+        ("port = 1\nhost = '''\nx\n", "2: it is not valid TOML: "),
+        ("port = 1\nport = 2", "2: it is not valid TOML: "),
     ],
 )
 def test_a_bad_file_is_named(tmp_path: Path, text: str, named: str) -> None:
-    """A wrong key, value or syntax in the file is reported with the file's name."""
+    """A wrong key, value or syntax in the file is reported with the file's name and the line."""
     file = tmp_path / "daemon.toml"
     file.write_text(text)
     with pytest.raises(SettingsError) as caught:
         load_settings({}, {}, file)
-    assert str(caught.value).startswith(named)
-    assert str(file) in str(caught.value)
+    assert str(caught.value).startswith(f"{file}:{named}")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -178,3 +186,56 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_other_variables_are_let_be() -> None:
     """Only variables with the prefix are looked at."""
     assert load_settings({}, {"PORT": "1", "STREAM_URL": "x", "DURABLE_X": "1"}) == Settings()
+
+
+def test_retention_rules_come_from_the_file(tmp_path: Path) -> None:
+    """Rules are tables, in their order; sizes may be words, in them too."""
+    file = tmp_path / "daemon.toml"
+    file.write_text(
+        '[[retention]]\npattern = "logs/**"\nbytes = "1MiB"\n'
+        '[[retention]]\npattern = "*"\nbytes = 5\nseconds = 60\n'
+    )
+    assert load_settings({}, {}, file).retention == (
+        RetentionRule("logs/**", bytes=1 << 20),
+        RetentionRule("*", bytes=5, seconds=60),
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "retention = 5",
+        'retention = "**"',
+        '[[retention]]\npattern = "**"',
+        "[[retention]]\nbytes = 5",
+        '[[retention]]\npattern = "a*"\nbytes = 5',
+        '[[retention]]\npattern = ""\nbytes = 5',
+        '[[retention]]\npattern = "**"\nbytes = 0',
+        '[[retention]]\npattern = "**"\nseconds = 1.5',
+        '[[retention]]\npattern = "**"\nbytes = "5 apples"',
+        '[[retention]]\npattern = "**"\nbytes = 5\nage = 7',
+    ],
+)
+def test_wrong_retention_rules(tmp_path: Path, text: str) -> None:
+    """A rule that is not one is refused with its place and what was expected."""
+    file = tmp_path / "daemon.toml"
+    file.write_text(text)
+    with pytest.raises(
+        SettingsError, match=r":\d+: retention.*: expected tables \[\[retention\]\]"
+    ):
+        load_settings({}, {}, file)
+
+
+def test_retention_rules_are_no_words(tmp_path: Path) -> None:
+    """The environment has no place for tables, and says so."""
+    with pytest.raises(SettingsError, match="DURABLE_STREAMSD_RETENTION: expected tables"):
+        load_settings({}, {"DURABLE_STREAMSD_RETENTION": "logs/**"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "hidden"),
+    [(Secret, True), (Secret | None, True), (tuple[Secret, ...], True), (str | None, False)],
+)
+def test_secrets_are_known_by_their_type(kind: Any, hidden: bool) -> None:
+    """A setting whose type has `Secret` in it is shown to nobody."""
+    assert holds_secret(inspect.type_info(kind)) is hidden

@@ -2,7 +2,7 @@
 
 import pytest
 
-from durable_streamsd.core.offsets import NOW, START, Offset
+from durable_streamsd.core.offsets import EARLIEST, NOW, Offset
 from durable_streamsd.core.problems import Code, Problem
 from durable_streamsd.core.query import Live, Query, parse_query
 
@@ -12,8 +12,8 @@ TOKEN = b"0000000000000007_0000000000000042"
 @pytest.mark.parametrize(
     ("raw", "query"),
     [
-        (b"", Query(START, None, None)),
-        (b"offset=-1", Query(START, None, None)),
+        (b"", Query(EARLIEST, None, None)),
+        (b"offset=-1", Query(EARLIEST, None, None)),
         (b"offset=" + TOKEN, Query(Offset(7, 42), None, None)),
         (b"%6Fffset=now&live=l%6Fng-poll", Query(NOW, Live.LONG_POLL, None)),
         (b"cursor=12&live=sse&offset=" + TOKEN, Query(Offset(7, 42), Live.SSE, 12)),

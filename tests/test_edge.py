@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from durable_streamsd.config import Settings, SettingsError, load_settings
+from durable_streamsd.config import Settings
 from durable_streamsd.core.problems import Code
 from durable_streamsd.drops import SAID_AGAIN_S, Drops
 from durable_streamsd.edge import rates as rates_module
@@ -16,6 +16,8 @@ from durable_streamsd.edge.connections import Connections
 from durable_streamsd.edge.memory import Memory, anonymous_bytes, system_bytes, within_memory
 from durable_streamsd.edge.proxies import HOPS_MAX, Client, Proxies
 from durable_streamsd.edge.rates import Rates
+from durable_streamsd.settings.loading import load_settings
+from durable_streamsd.settings.sources import SettingsError
 
 PROXY = "10.0.0.1"
 
@@ -388,15 +390,18 @@ def test_drops_are_counted_and_told_now_and_then(caplog: pytest.LogCaptureFixtur
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ({"cors_origins": ["https://a.example/"]}, "cors_origins: expected '*' alone, or origins"),
+        (
+            {"cors_origins": ["https://a.example/"]},
+            "cors_origins: expected '*' alone, or 1 to 100 origins",
+        ),
         ({"cors_origins": ["*", "https://a.example"]}, "'*' alone"),
         ({"cors_origins": ["https://a.example\r\nX: y"]}, "as browsers spell them"),
         ({"cors_origins": []}, "1 to 100 origins"),
         ({"cors_origins": [f"https://{n}.example" for n in range(101)]}, "1 to 100 origins"),
-        ({"trusted_proxies": ["10.0.0.1/8"]}, "trusted_proxies: expected addresses or networks"),
-        ({"trusted_proxies": ["localhost"]}, 'not "localhost"'),
-        ({"trusted_proxies": 5}, 'expected a list of texts, such as ["a", "b"], not 5'),
-        ({"tls_key": "x"}, "tls_key: there is nothing to use it with: set tls_certificate, too"),
+        ({"trusted_proxies": ["10.0.0.1/8"]}, "trusted_proxies: expected addresses, or networks"),
+        ({"trusted_proxies": ["localhost"]}, 'not ["localhost"]'),
+        ({"trusted_proxies": 5}, 'expected texts such as ["a", "b"], not 5'),
+        ({"tls_key": "x"}, "tls_key: expected a tls_certificate to use it with"),
         ({"proxy_headers": "via"}, "one of x-forwarded, forwarded"),
         ({"requests_per_second_max": -1}, "a whole number from 0"),
     ],

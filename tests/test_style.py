@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from durable_streamsd.config import Settings
-
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("storage", "durable_streamsd")
 
@@ -90,34 +88,3 @@ def test_ci_runs_the_readme_test_command() -> None:
     command = (ROOT / ".ci" / "run").read_text().splitlines()[-1]
     assert command.startswith("python3 -m venv")
     assert command in (ROOT / "README.md").read_text()
-
-
-def test_the_readme_names_every_setting_with_its_default() -> None:
-    """The table of settings in the README is the settings there are, and their defaults."""
-    told: dict[str, str] = {}
-    for line in (ROOT / "README.md").read_text().splitlines():
-        cells = [cell.strip() for cell in line.split("|")[1:-1]]
-        if len(cells) == 4 and cells[0].startswith("`"):
-            names, defaults = cells[0].split(", "), cells[2].split(", ")
-            told.update(zip([name.strip("`") for name in names], defaults, strict=True))
-    assert set(told) == set(Settings.__struct_fields__)
-    plain = {None: "from `Host`", True: "on", False: "off"}
-    for name, default in told.items():
-        value = getattr(Settings(), name)
-        size = next(
-            (
-                f"{value // unit} {label}"
-                for label, unit in SIZES
-                if _is_multiple(name, value, unit)
-            ),
-            None,
-        )
-        number = f"{value:g}" if isinstance(value, float) else str(value)
-        assert default == (size or plain.get(value, number)), name
-
-
-SIZES = (("MiB", 1 << 20), ("KiB", 1 << 10))
-
-
-def _is_multiple(name: str, value: object, unit: int) -> bool:
-    return "bytes" in name and isinstance(value, int) and value % unit == 0

@@ -33,6 +33,7 @@ CLIENT_COMMANDS = {
 DAEMON_COMMANDS = {
     "dev": _Command("server", "Start a daemon to try things with, without configuration."),
     "serve": _Command("server", "Start the daemon on a data directory."),
+    "config": _Command("config", "Check a configuration file, or show what is in effect."),
     "verify": _Command("offline", "Check a data directory for damage."),
     "dump": _Command("offline", "Print the records of a data directory."),
     "backup": _Command("offline", "Copy a data directory, also while a daemon is using it."),

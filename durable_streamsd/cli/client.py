@@ -51,6 +51,18 @@ __all__ = ["create", "delete", "head", "ls", "read", "tail", "write"]
     callback=header_value,
     help="Expire the stream at this time, such as 2030-01-31T12:00:00Z.",
 )
+@click.option(
+    "--retain-bytes",
+    type=click.IntRange(min=1),
+    metavar="BYTES",
+    help="Keep about the newest so many bytes, and drop what is older.",
+)
+@click.option(
+    "--retain-seconds",
+    type=click.IntRange(min=1),
+    metavar="SECONDS",
+    help="Keep what was written in about the last so many seconds, and drop what is older.",
+)
 @click.option("--closed", is_flag=True, help="Create it closed: empty for ever.")
 @click.option(
     "--fork-from",
@@ -76,6 +88,8 @@ def create(
     as_json: bool,
     ttl_seconds: int | None,
     expires_at: str | None,
+    retain_bytes: int | None,
+    retain_seconds: int | None,
     closed: bool,
     fork_from: str | None,
     fork_offset: str | None,
@@ -83,13 +97,14 @@ def create(
 ) -> None:
     """Create a stream; finding an identical one is fine.
 
-    Prints "created URL", or "exists URL" if the stream is there already with the same type, expiry
-    and closure; if it is there with others, nothing is changed and the exit code is 1.
+    Prints "created URL", or "exists URL" if the stream is there already with the same type, expiry,
+    retention and closure; if it is there with others, nothing is changed and the exit code is 1.
 
     \b
     Examples:
       durable-streamsd create chat/room-1 --content-type text/plain
       durable-streamsd create events --json --ttl 86400
+      durable-streamsd create logs/web --retain-bytes 1000000000 --retain-seconds 604800
       durable-streamsd create chat/what-if --fork-from chat/room-1
     """
     if as_json and content_type:
@@ -109,6 +124,8 @@ def create(
                 content_type="application/json" if as_json else content_type,
                 ttl_seconds=ttl_seconds,
                 expires_at=expires_at,
+                retain_bytes=retain_bytes,
+                retain_seconds=retain_seconds,
                 closed=closed,
                 fork=fork,
             )
@@ -236,8 +253,9 @@ def head(server: Server, path: str, as_json: bool) -> None:
     """Print what the server knows about a stream.
 
     Lines of "name: value": url, content-type, next-offset, closed (yes or no), and ttl-seconds or
-    expires-at if the stream has one. With --json the same as one object, in which closed is a
-    boolean, ttl_seconds a number, and what the stream has not is null.
+    expires-at, retain-bytes, retain-seconds and earliest-offset if the stream has them. With --json
+    the same as one object, in which closed is a boolean, seconds and bytes are numbers, and what
+    the stream has not is null.
 
     \b
     Examples:
@@ -261,6 +279,9 @@ def _described(info: StreamInfo) -> dict[str, str | int | bool | None]:
         "closed": info.closed,
         "ttl_seconds": info.ttl_seconds,
         "expires_at": info.expires_at,
+        "retain_bytes": info.retain_bytes,
+        "retain_seconds": info.retain_seconds,
+        "earliest_offset": info.earliest_offset,
     }
 
 

@@ -12,15 +12,24 @@ from typing import Any
 
 import click
 
-from durable_streamsd.config import Settings, SettingsError, load_settings
+from durable_streamsd.config import Settings
+from durable_streamsd.settings.loading import load_settings
+from durable_streamsd.settings.sources import SettingsError
 
-__all__ = ["dev", "serve"]
+__all__ = ["EXIT_USAGE", "config_option", "dev", "serve", "settings_options"]
 
 EXIT_USAGE = 2
 
+config_option = click.option(
+    "--config",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Settings in TOML; flags and environment win.",
+)
 
-def _settings_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The flags of both commands. Their values are judged with those of the other sources."""
+
+def settings_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The flags that set a setting. Their values are judged with those of the other sources."""
     for decorate in (
         click.option(
             "--log-level",
@@ -53,21 +62,22 @@ def _settings_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--port", metavar="PORT", help="Port to listen on [4437]; 0: a free one."),
         click.option("--host", metavar="HOST", help="Address to listen on [127.0.0.1]."),
+        click.option(
+            "--data-dir",
+            metavar="DIR",
+            help="Where the streams are; made if it is missing [serve: required, here or as a "
+            "setting; dev: a temporary directory].",
+        ),
     ):
         command = decorate(command)
     return command
 
 
 @click.command()
-@click.option(
-    "--data-dir",
-    metavar="DIR",
-    help="Where the streams are; made if it is missing [required, here or as a setting].",
-)
-@click.option("--config", metavar="FILE", help="Settings in TOML; flags and environment win.")
-@_settings_options
+@config_option
+@settings_options
 @click.pass_context
-def serve(context: click.Context, /, config: str | None, **flags: Any) -> None:
+def serve(context: click.Context, /, config: Path | None, **flags: Any) -> None:
     """Start the daemon on a data directory.
 
     Every setting can also stand in the configuration file, or in the environment as
@@ -88,8 +98,7 @@ def serve(context: click.Context, /, config: str | None, **flags: Any) -> None:
 
 
 @click.command()
-@click.option("--data-dir", metavar="DIR", help="Keep the streams here [a temporary directory].")
-@_settings_options
+@settings_options
 @click.pass_context
 def dev(context: click.Context, /, **flags: Any) -> None:
     """Start a daemon to try things with, without configuration.
@@ -125,9 +134,9 @@ def dev(context: click.Context, /, **flags: Any) -> None:
         context.exit(_run(settings, greet))
 
 
-def _load(context: click.Context, flags: dict[str, Any], config: str | None) -> Settings:
+def _load(context: click.Context, flags: dict[str, Any], config: Path | None) -> Settings:
     try:
-        return load_settings(flags, file=None if config is None else Path(config))
+        return load_settings(flags, file=config)
     except SettingsError as error:
         _usage_error(context, str(error))
         raise  # unreachable: the line above has left

@@ -4,7 +4,8 @@ Decided here, where the protocol leaves it open:
 
 - A read whose request carries credentials is `private`: the daemon authenticates nobody, but a
   proxy in front may, and its cache must not mix users.
-- A lifetime (`Stream-TTL`, `Stream-Expires-At`) caps how long a copy may be used.
+- A lifetime (`Stream-TTL`, `Stream-Expires-At`) caps how long a copy may be used, and so does
+  retention by seconds.
 - An empty answer at the tail of an open stream must be asked again each time (`no-cache`): a copy
   of it would hide data that the same client has just appended.
 - `offset=now` is never kept, whatever comes of it, and has no ETag.
@@ -36,6 +37,8 @@ def cache_line(config: StreamConfig, private: bool, now_ms: int) -> bytes:
         left_s = config.ttl_s
     else:
         left_s = FRESH_S + STALE_S
+    if config.retention is not None and config.retention.keep_s is not None:
+        left_s = min(left_s, config.retention.keep_s)
     if left_s >= FRESH_S + STALE_S and not private:
         return _PUBLIC
     scope = b"private" if private else b"public"

@@ -3,12 +3,13 @@
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from durable_streamsd.core.lines import common_block
 from durable_streamsd.core.message import Frame, Response, SharedResponse
 from durable_streamsd.core.problems import Code, Problem
+from durable_streamsd.core.retention import RetentionRules
 from durable_streamsd.core.shared import SharedAnswers
 from durable_streamsd.drops import Drops
 
@@ -37,6 +38,7 @@ class Options:
     waiters_per_stream_max: int = 0
     """Live readers of one stream; 0: as many as come."""
     cors_origins: tuple[str, ...] = ("*",)
+    retention_rules: RetentionRules = field(default_factory=RetentionRules)
 
 
 class Context:

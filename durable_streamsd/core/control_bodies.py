@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from durable_streamsd.core.headers import INTEGER_MAX
 from durable_streamsd.core.message import Request
-from durable_streamsd.core.offsets import NOW, Offset, parse_offset
+from durable_streamsd.core.offsets import EARLIEST, NOW, START, Offset, parse_offset
 from durable_streamsd.core.paths import check_path, is_reserved
 from durable_streamsd.core.problems import Problem
 from durable_streamsd.subscriptions.model import Kind
@@ -189,4 +189,4 @@ def _offset(text: str) -> Offset:
         offset = NOW
     if offset is NOW:
         raise invalid("An acked offset is one that this server gave.")
-    return offset
+    return START if offset is EARLIEST else offset

@@ -8,10 +8,11 @@ from functools import partial
 
 from durable_streamsd.core.context import Context
 from durable_streamsd.core.effects import Durable, Offload, Resident, Room
-from durable_streamsd.core.forks import decide_fork, parse_fork
+from durable_streamsd.core.forks import decide_fork, fork_not_retained, parse_fork
 from durable_streamsd.core.headers import (
     parse_content_type,
     parse_expires_at,
+    parse_retention,
     parse_ttl,
     says_closed,
 )
@@ -34,12 +35,13 @@ async def create(request: Request, path: bytes, context: Context) -> Response:
     headers = request.headers
     location = _location(request, path, context)
     ttl_s, expires_ms = _parse_lifetime(headers)
-    asked = parse_fork(headers, ttl_s, expires_ms)
+    retention = parse_retention(headers) or context.options.retention_rules.of(path)
+    asked = parse_fork(headers, ttl_s, expires_ms, retention)
     if asked is not None:
         outcome = await decide_fork(path, asked, request, context)
     else:
         content_type = parse_content_type(headers.get(b"content-type", DEFAULT_CONTENT_TYPE))
-        config = stream_config(content_type, ttl_s, expires_ms)
+        config = stream_config(content_type, ttl_s, expires_ms, retention)
         outcome = await _decide(path, config, request, context)
     if outcome.kind is Kind.CREATED and context.subscriptions is not None:
         assert outcome.stream is not None
@@ -57,6 +59,9 @@ async def create(request: Request, path: bytes, context: Context) -> Response:
         if kind is Kind.CREATED:
             return Response(201, (*lines, location), b"")
         return Response(200, lines, b"")
+    if kind is Kind.FORK_NOT_RETAINED:
+        assert outcome.stream is not None
+        raise fork_not_retained(outcome.root, outcome.stream.durable_earliest)
     raise Problem(_REFUSALS[kind], detail=outcome.detail)
 
 

@@ -4,8 +4,8 @@ Protocol 4.2 and 5.1. What it leaves open is decided here:
 
 - The source is named by the path of its URL, percent-encoded as in a request; an absolute URL is
   refused, as it might be another server's.
-- A fork offset is one that was given for the source. `-1` and `now`, which readers may use for a
-  place, are refused.
+- A fork offset is one that was given for the source, and that it still has. `-1` and `now`, which
+  readers may use for a place, are refused.
 - The "next data boundary" that a sub-offset may not pass is the source's tail: appends leave no
   boundary in a byte stream, and `MESSAGES_MAX` messages are the most that one append can have.
 - Forking is no access: the source's TTL goes on.
@@ -23,7 +23,7 @@ from durable_streamsd.core.headers import (
     parse_media_type,
     says_closed,
 )
-from durable_streamsd.core.lookup import look_up
+from durable_streamsd.core.lookup import look_up, not_retained
 from durable_streamsd.core.message import Request
 from durable_streamsd.core.offsets import Offset, parse_offset
 from durable_streamsd.core.paths import STREAM_ROOT, is_reserved, parse_path
@@ -32,15 +32,19 @@ from durable_streamsd.core.snapshot import SMALL_ANSWER_BYTES, limit_of, read_ch
 from storage.errors import NotResident
 from storage.family import Asked
 from storage.framing import MESSAGES_MAX, Framing, is_heavy, message_lengths, try_frame
+from storage.record import Retention
 from storage.state import Outcome, Stream
 
-__all__ = ["decide_fork", "parse_fork"]
+__all__ = ["decide_fork", "fork_not_retained", "parse_fork"]
 
 _URL_PATH: Final = re.compile(rb"[!-~]+")
 
 
 def parse_fork(
-    headers: dict[bytes, bytes], ttl_s: int | None, expires_ms: int | None
+    headers: dict[bytes, bytes],
+    ttl_s: int | None,
+    expires_ms: int | None,
+    retention: Retention | None,
 ) -> Asked | None:
     """The fork that a PUT asks for; None when it asks for none. Raises `Problem`."""
     source = headers.get(b"stream-forked-from")
@@ -65,6 +69,7 @@ def parse_fork(
         None if content_type is None else parse_media_type(content_type),
         ttl_s,
         expires_ms,
+        retention,
     )
 
 
@@ -84,7 +89,7 @@ def _parse_source(value: bytes) -> bytes:
 
 def _parse_fork_offset(token: bytes) -> Offset:
     try:
-        offset = None if token == b"-1" else parse_offset(token)
+        offset = parse_offset(token)
     except Problem:
         offset = None
     if not isinstance(offset, Offset):
@@ -146,6 +151,8 @@ async def _find_seam(source: Stream, asked: Asked, context: Context) -> int:
     if offset and asked.root != source.root:
         past = offset > source.tail
         raise Problem(Code.FORK_PAST_TAIL if past else Code.BAD_FORK_OFFSET)
+    if offset < source.durable_earliest:
+        raise fork_not_retained(source.root, source.durable_earliest)
     if source.config.framing is not Framing.JSON:
         if offset + asked.sub_offset > source.tail:
             raise Problem(Code.FORK_PAST_TAIL)
@@ -158,6 +165,11 @@ async def _find_seam(source: Stream, asked: Asked, context: Context) -> int:
     if batch is not None:
         await Durable(batch)  # only then can its messages be read
     return await _skip_messages(source, offset, asked.sub_offset, context)
+
+
+def fork_not_retained(root: int, earliest: int) -> Problem:
+    """What to say of an offset that the source has no more."""
+    return not_retained(Code.FORK_NOT_RETAINED, root, earliest)
 
 
 async def _skip_messages(source: Stream, offset: int, count: int, context: Context) -> int:

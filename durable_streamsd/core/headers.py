@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Final
 
 from durable_streamsd.core.problems import Code, Problem
-from storage.record import Producer
+from storage.record import Producer, Retention
 
 __all__ = [
     "INTEGER_MAX",
@@ -22,6 +22,7 @@ __all__ = [
     "parse_fork_sub_offset",
     "parse_media_type",
     "parse_producer",
+    "parse_retention",
     "parse_stream_seq",
     "parse_ttl",
     "says_closed",
@@ -80,6 +81,22 @@ def parse_ttl(value: bytes) -> int:
     if ttl_s is None:
         raise Problem(Code.BAD_TTL)
     return ttl_s
+
+
+def parse_retention(headers: dict[bytes, bytes]) -> Retention | None:
+    """How much of the stream is to be kept, if the request says so: an extension."""
+    keep_bytes = headers.get(b"stream-retain-bytes")
+    keep_s = headers.get(b"stream-retain-seconds")
+    if keep_bytes is None and keep_s is None:
+        return None
+    return Retention(_parse_amount(keep_bytes), _parse_amount(keep_s), asked=True)
+
+
+def _parse_amount(value: bytes | None) -> int | None:
+    amount = None if value is None else _integer(value)
+    if value is not None and not amount:
+        raise Problem(Code.BAD_RETENTION)
+    return amount
 
 
 def parse_fork_sub_offset(value: bytes) -> int:

@@ -8,6 +8,7 @@ from typing import Final
 
 from durable_streamsd.core.offsets import format_offset
 from storage.reading import Chunk
+from storage.record import Retention
 from storage.state import Stream
 
 __all__ = [
@@ -19,8 +20,10 @@ __all__ = [
     "chunk_lines",
     "common_block",
     "content_type_line",
+    "earliest_offset_line",
     "next_offset_line",
     "preflight_block",
+    "retention_lines",
     "tail_lines",
 ]
 
@@ -38,6 +41,9 @@ _EXPOSED = (
     "Stream-Closed",
     "Stream-TTL",
     "Stream-Expires-At",
+    "Stream-Retain-Bytes",
+    "Stream-Retain-Seconds",
+    "Stream-Earliest-Offset",
     "Stream-SSE-Data-Encoding",
     "Producer-Epoch",
     "Producer-Seq",
@@ -62,6 +68,8 @@ _ALLOWED = (
     "Stream-Fork-Offset",
     "Stream-Fork-Sub-Offset",
     "Stream-Forked-From",
+    "Stream-Retain-Bytes",
+    "Stream-Retain-Seconds",
     "Stream-Seq",
     "Stream-TTL",
 )
@@ -104,6 +112,21 @@ def allow_line(methods: str = _METHODS) -> bytes:
 def next_offset_line(root: int, position: int) -> bytes:
     """`Stream-Next-Offset`."""
     return b"Stream-Next-Offset: %b\r\n" % format_offset(root, position)
+
+
+def earliest_offset_line(root: int, position: int) -> bytes:
+    """`Stream-Earliest-Offset`, an extension: where what is there of a stream begins."""
+    return b"Stream-Earliest-Offset: %b\r\n" % format_offset(root, position)
+
+
+def retention_lines(retention: Retention) -> bytes:
+    """How much of a stream is kept: an extension."""
+    lines = b""
+    if retention.keep_bytes is not None:
+        lines += b"Stream-Retain-Bytes: %d\r\n" % retention.keep_bytes
+    if retention.keep_s is not None:
+        lines += b"Stream-Retain-Seconds: %d\r\n" % retention.keep_s
+    return lines
 
 
 def tail_lines(root: int, tail: int, closed: bool) -> bytes:

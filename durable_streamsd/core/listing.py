@@ -5,10 +5,11 @@
 
     {"streams": [{"path": "a/b", "content_type": "text/plain", "next_offset": "…", "closed": false,
                   "created_at": "2026-01-31T12:00:00.123Z", "size_bytes": 5,
-                  "forked_from": "a"}],
+                  "earliest_offset": "…", "forked_from": "a"}],
      "next": "a/b"}
 
-`forked_from` is there for forks, whose `size_bytes` has what they inherit in it. `next` is there
+`forked_from` is there for forks, whose `size_bytes` has what they inherit in it, and
+`earliest_offset` for streams that were cut, whose `size_bytes` is what is left. `next` is there
 when there may be more: pass it as `after`. A page may have fewer streams than asked for, even none.
 Paths are decoded. Streams that were deleted and are kept for their forks are not told.
 """
@@ -106,8 +107,11 @@ def _entry(stream: Listed) -> dict[str, Any]:
         "next_offset": format_offset(stream.root, stream.tail).decode("ascii"),
         "closed": stream.closed,
         "created_at": format_rfc3339(stream.created_ms).decode("ascii"),
-        "size_bytes": stream.tail,
+        "size_bytes": stream.tail - stream.earliest,
     }
+    if stream.earliest:
+        earliest = format_offset(stream.root, stream.earliest)
+        entry["earliest_offset"] = earliest.decode("ascii")
     if stream.source_path is not None:
         entry["forked_from"] = stream.source_path.decode()
     return entry

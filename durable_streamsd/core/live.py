@@ -206,7 +206,9 @@ async def follow(path: bytes, query: Query, context: Context) -> None:
         except StorageError as error:
             raise StreamBroken from error
         except Problem:
-            return  # deleted while its bytes were looked for: the last event stands as the end
+            # Deleted while its bytes were looked for, or cut behind a reader that was slow: the
+            # last event stands as the end, and who goes on from there is told what is missing.
+            return
     finally:
         context.store.release(stream)
 

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 
 from durable_streamsd.core.effects import Durable, Resident
+from durable_streamsd.core.lines import earliest_offset_line
+from durable_streamsd.core.offsets import format_offset
 from durable_streamsd.core.problems import Code, Problem
 from storage.errors import NotResident, SoftDeleted, Unsettled
 from storage.state import Stream
 
-__all__ = ["look_up", "no_more"]
+__all__ = ["look_up", "no_more", "not_retained"]
 
 
 async def look_up(look: Callable[[bytes], Stream | None], path: bytes) -> Stream:
@@ -35,3 +37,9 @@ async def look_up(look: Callable[[bytes], Stream | None], path: bytes) -> Stream
 def no_more(stream: Stream) -> Problem:
     """What to say of a stream that ended while it was read."""
     return Problem(Code.GONE if stream.durable_soft_deleted else Code.NOT_FOUND)
+
+
+def not_retained(code: Code, root: int, earliest: int) -> Problem:
+    """What to say of an offset before the earliest, so that the client can go on from that."""
+    members = {"earliest_offset": format_offset(root, earliest).decode("ascii")}
+    return Problem(code, earliest_offset_line(root, earliest), members=members)

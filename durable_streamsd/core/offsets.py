@@ -4,7 +4,7 @@
 
 `root` tells incarnations apart (a fork has its source's), so that a token from a deleted stream
 does not silently read the stream that came after it. Tokens of one stream sort like its positions.
-`-1` stands for the start, `now` for the tail at the time of the request.
+`-1` stands for the earliest position that is there, `now` for the tail at the time of the request.
 
 Tokens are matched as a whole, never searched: the rest of the core handles positions only.
 """
@@ -15,7 +15,17 @@ from typing import Final, Literal, NamedTuple
 
 from durable_streamsd.core.problems import Code, Problem
 
-__all__ = ["NOW", "START", "START_TOKEN", "Offset", "Sentinel", "format_offset", "parse_offset"]
+__all__ = [
+    "EARLIEST",
+    "NOW",
+    "START",
+    "START_TOKEN",
+    "Offset",
+    "Place",
+    "Sentinel",
+    "format_offset",
+    "parse_offset",
+]
 
 
 class Offset(NamedTuple):
@@ -40,10 +50,13 @@ class Offset(NamedTuple):
 class Sentinel(enum.Enum):
     """A place that is no token."""
 
+    EARLIEST = b"-1"
     NOW = b"now"
 
 
+EARLIEST: Final[Literal[Sentinel.EARLIEST]] = Sentinel.EARLIEST
 NOW: Final[Literal[Sentinel.NOW]] = Sentinel.NOW
+Place = Offset | Sentinel
 START: Final = Offset(0, 0)
 START_TOKEN: Final = b"0000000000000000_0000000000000000"
 
@@ -55,13 +68,13 @@ def format_offset(root: int, position: int) -> bytes:
     return b"%016d_%016d" % (root, position) if position else START_TOKEN
 
 
-def parse_offset(token: bytes) -> Offset | Literal[Sentinel.NOW]:
+def parse_offset(token: bytes) -> Place:
     """A decoded `offset` parameter. Raises `Problem` for what this server cannot have issued."""
     match = _TOKEN.fullmatch(token)
     if match:
         return Offset(int(match[1]), int(match[2]))
     if token == b"-1":
-        return START
+        return EARLIEST
     if token == b"now":
         return NOW
     raise Problem(Code.BAD_OFFSET)

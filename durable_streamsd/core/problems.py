@@ -105,6 +105,13 @@ class Code(enum.Enum):
         "Malformed Stream-Expires-At",
         "Send an RFC 3339 date and time with its offset, such as 2030-01-31T12:00:00Z.",
     )
+    BAD_RETENTION = (
+        "bad-retention",
+        400,
+        "Malformed retention",
+        "Send as Stream-Retain-Bytes and Stream-Retain-Seconds whole numbers in decimal, without "
+        "sign or leading zero, from 1 to 9007199254740991.",
+    )
     TTL_AND_EXPIRES_AT = (
         "ttl-and-expires-at",
         400,
@@ -272,8 +279,8 @@ class Code(enum.Enum):
         "config-conflict",
         409,
         "Stream exists with another configuration",
-        "The stream at this path has another content type, lifetime, closed state or source: ask "
-        "for those, or use another path.",
+        "The stream at this path has another content type, lifetime, retention, closed state or "
+        "source: ask for those, or use another path.",
     )
     PATH_RETAINED = (
         "path-retained",
@@ -300,6 +307,19 @@ class Code(enum.Enum):
         410,
         "Stream was deleted",
         "The stream was deleted; its path is free again when the last of its forks is gone.",
+    )
+    OFFSET_NOT_RETAINED = (
+        "offset-not-retained",
+        410,
+        "Offset is not kept any more",
+        "Go on from Stream-Earliest-Offset, or from '-1': what was before that was dropped, as the "
+        "stream's retention says.",
+    )
+    FORK_NOT_RETAINED = (
+        "fork-not-retained",
+        410,
+        "Fork offset is not kept any more",
+        "Fork at or behind the source's Stream-Earliest-Offset.",
     )
     BODY_TOO_LARGE = (
         "body-too-large",
@@ -404,14 +424,17 @@ class Problem(Exception):
     """Ends a handler with an error answer.
 
     `lines` are further header lines (complete, with CRLF), `detail` is a sentence on what exactly
-    was wrong; it stands before the code's own sentence.
+    was wrong; it stands before the code's own sentence. `members` go into the body.
     """
 
-    def __init__(self, code: Code, *lines: bytes, detail: str = "") -> None:
+    def __init__(
+        self, code: Code, *lines: bytes, detail: str = "", members: dict[str, str] | None = None
+    ) -> None:
         super().__init__(code.code)
         self.code = code
         self.lines = lines
         self.detail = detail
+        self.members = members or {}
 
     def response(self, common: bytes) -> Response:
         """The answer; `common` is the block of headers that every answer has."""
@@ -421,6 +444,7 @@ class Problem(Exception):
             "status": code.status,
             "code": code.code,
             "detail": f"{self.detail} {code.advice}" if self.detail else code.advice,
+            **self.members,
         }
         headers = [common, *self.lines, _HEAD_LINES]
         if code.retry_after_s is not None:

@@ -6,11 +6,11 @@ read such a query differently than the daemon does. A junk `cursor` is ignored.
 
 import enum
 from functools import lru_cache
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from durable_streamsd.core.cursor import parse_cursor
-from durable_streamsd.core.offsets import START, Offset, Sentinel, parse_offset
+from durable_streamsd.core.offsets import EARLIEST, Place, parse_offset
 from durable_streamsd.core.problems import Code, Problem
 
 __all__ = ["Live", "Query", "parse_query"]
@@ -26,7 +26,7 @@ class Live(enum.Enum):
 class Query(NamedTuple):
     """A read's parameters; `live` is None for catch-up."""
 
-    offset: Offset | Literal[Sentinel.NOW]
+    offset: Place
     live: Live | None
     cursor: int | None
 
@@ -36,7 +36,7 @@ REMEMBERED_BYTES_MAX: Final = 256
 """Of a query whose parameters are remembered: all readers at one place send the same."""
 
 _MODES = {mode.value: mode for mode in Live}
-_FROM_START = Query(START, None, None)
+_FROM_START = Query(EARLIEST, None, None)
 
 
 def parse_query(raw: bytes) -> Query:
@@ -63,7 +63,7 @@ def _parse(raw: bytes) -> Query:
                 raise Problem(Code.BAD_LIVE_MODE)
         values[name] = unquote_to_bytes(value)
     token = values.get(b"offset")
-    offset = START if token is None else parse_offset(token)
+    offset = EARLIEST if token is None else parse_offset(token)
     mode = values.get(b"live")
     live = None
     if mode is not None:

@@ -14,11 +14,13 @@ from durable_streamsd.core.lines import (
     NO_STORE,
     chunk_lines,
     content_type_line,
+    earliest_offset_line,
     next_offset_line,
+    retention_lines,
 )
 from durable_streamsd.core.lookup import look_up
 from durable_streamsd.core.message import Request, Response
-from durable_streamsd.core.offsets import NOW
+from durable_streamsd.core.offsets import EARLIEST, NOW
 from durable_streamsd.core.pressure import refuse_large
 from durable_streamsd.core.query import Query
 from durable_streamsd.core.snapshot import (
@@ -63,6 +65,10 @@ class DirectRead(Direct):
         tail = stream.durable_tail
         if offset is NOW:
             position = tail
+        elif offset is EARLIEST:
+            position = stream.durable_earliest
+            if tail - position > SMALL_ANSWER_BYTES:
+                return None
         elif offset.is_in(stream.root, tail) and tail - offset.position <= SMALL_ANSWER_BYTES:
             position = offset.position
         else:
@@ -99,7 +105,7 @@ def _answer(
 
 
 async def head(_request: Request, path: bytes, context: Context) -> Response:
-    """Answer a HEAD: where the stream ends, and how long it lives."""
+    """Answer a HEAD: where the stream ends, how long it lives, and what of it is kept."""
     stream = await look_up(context.store.visible, path)
     config = stream.config
     lines = [
@@ -112,6 +118,10 @@ async def head(_request: Request, path: bytes, context: Context) -> Response:
         lines.append(b"Stream-TTL: %d\r\n" % config.ttl_s)
     if config.expires_ms is not None:
         lines.append(b"Stream-Expires-At: %b\r\n" % format_rfc3339(config.expires_ms))
+    if config.retention is not None:
+        lines.append(retention_lines(config.retention))
+    if config.retention is not None or stream.durable_earliest:
+        lines.append(earliest_offset_line(stream.root, stream.durable_earliest))
     if stream.durable_closed:
         lines.append(CLOSED)
     return Response(200, lines)

@@ -24,10 +24,11 @@ from durable_streamsd.core.health import HEALTH_PATHS, health
 from durable_streamsd.core.lines import allow_line
 from durable_streamsd.core.live import follow, long_poll
 from durable_streamsd.core.message import Request, Response
+from durable_streamsd.core.offsets import EARLIEST
 from durable_streamsd.core.paths import STREAM_ROOT, is_reserved, parse_path
 from durable_streamsd.core.preflight import preflight
 from durable_streamsd.core.problems import Code, Problem, problem_of
-from durable_streamsd.core.query import Live, parse_query
+from durable_streamsd.core.query import Live, Query, parse_query
 from durable_streamsd.core.read import DirectRead, catch_up, head
 from storage.errors import StorageError
 
@@ -97,6 +98,16 @@ async def _route(request: Request, context: Context) -> Response | None:
 
 async def _get(request: Request, path: bytes, context: Context) -> Response | None:
     query = parse_query(request.query)
+    while True:
+        try:
+            return await _read(request, path, query, context)
+        except Problem as problem:
+            if problem.code is not Code.OFFSET_NOT_RETAINED or query.offset is not EARLIEST:
+                raise
+            # The stream was cut while its earliest bytes were looked for: there are others now.
+
+
+async def _read(request: Request, path: bytes, query: Query, context: Context) -> Response | None:
     if query.live is Live.LONG_POLL:
         return await long_poll(request, path, query, context)
     if query.live is Live.SSE:

@@ -6,13 +6,13 @@ handler combines them with anything it looked up before or after.
 
 import contextlib
 import logging
-from typing import Literal
 
 from durable_streamsd.core.context import Context
 from durable_streamsd.core.effects import Durable, Hold, Offload
-from durable_streamsd.core.lookup import look_up, no_more
-from durable_streamsd.core.offsets import NOW, Offset, Sentinel
-from storage.errors import CommitError, CorruptData
+from durable_streamsd.core.lookup import look_up, no_more, not_retained
+from durable_streamsd.core.offsets import EARLIEST, NOW, Place
+from durable_streamsd.core.problems import Code
+from storage.errors import CommitError, CorruptData, NotRetained
 from storage.framing import Framing
 from storage.reading import Chunk, ColdRead
 from storage.state import Stream
@@ -25,9 +25,7 @@ SMALL_ANSWER_BYTES = 65_536
 log = logging.getLogger(__name__)
 
 
-async def begin_read(
-    context: Context, path: bytes, offset: Offset | Literal[Sentinel.NOW]
-) -> tuple[Stream, int]:
+async def begin_read(context: Context, path: bytes, offset: Place) -> tuple[Stream, int]:
     """The stream at `path` and the position to read from; counts as an access to the stream.
 
     Raises `Problem` when the stream or the offset is not there. When this returns nothing has run
@@ -45,8 +43,12 @@ async def begin_read(
             break
     if offset is NOW:
         position = stream.durable_tail
+    elif offset is EARLIEST:
+        position = stream.durable_earliest
     else:
         position = offset.position_in(stream.root, stream.durable_tail)
+        if position < stream.durable_earliest:
+            raise not_retained(Code.OFFSET_NOT_RETAINED, stream.root, stream.durable_earliest)
     return stream, position
 
 
@@ -77,14 +79,17 @@ async def limit_of(context: Context, stream: Stream, position: int, bytes_max: i
 async def read_chunk(context: Context, stream: Stream, position: int, bytes_max: int) -> Chunk:
     """Durable data from `position`, read in a worker thread when it is not in memory.
 
-    Raises `Problem` when the stream was deleted while its bytes were looked for.
+    Raises `Problem` when the stream was deleted, or cut, while its bytes were looked for.
     """
     try:
         found = context.store.read(stream, position, bytes_max)
         return await Offload(found.run) if isinstance(found, ColdRead) else found
-    except CorruptData as error:
+    except (CorruptData, NotRetained) as error:
         if stream.gone:
             raise no_more(stream) from None
+        earliest = stream.durable_earliest
+        if position < earliest:
+            raise not_retained(Code.OFFSET_NOT_RETAINED, stream.root, earliest) from None
         path = stream.path.decode("utf-8", "backslashreplace")
         log.error("damaged data of %s: %s; run verify", path, error)
         raise

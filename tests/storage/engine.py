@@ -15,7 +15,7 @@ from storage.errors import NotResident, SoftDeleted, Unsettled
 from storage.family import Asked
 from storage.limits import Limits
 from storage.reading import Chunk, ColdRead
-from storage.record import Producer
+from storage.record import Producer, Retention
 from storage.state import Append, Kind, Outcome, Stream, StreamConfig
 from storage.store import Store
 
@@ -128,13 +128,14 @@ def create(
     *,
     ttl_s: int | None = None,
     expires_ms: int | None = None,
+    retention: Retention | None = None,
     body: bytes = b"",
     closed: bool = False,
 ) -> Outcome:
     """Create a stream, loading what is at its path."""
     while True:
         try:
-            config = StreamConfig(content_type, ttl_s, expires_ms)
+            config = StreamConfig(content_type, ttl_s, expires_ms, retention)
             return store.create(path, config, body, closed)
         except NotResident:
             store.admit(store.load(path))
@@ -150,6 +151,7 @@ def fork(
     content_type: str | None = None,
     ttl_s: int | None = None,
     expires_ms: int | None = None,
+    retention: Retention | None = None,
     body: bytes = b"",
     closed: bool = False,
 ) -> Outcome:
@@ -158,9 +160,8 @@ def fork(
         root = None
         if offset:
             root = present(store, source).root
-        asked = Asked(
-            source, root, offset, sub_offset, content_type, content_type, ttl_s, expires_ms
-        )
+        types = (content_type, content_type)
+        asked = Asked(source, root, offset, sub_offset, *types, ttl_s, expires_ms, retention)
         try:
             told = store.existing(path, asked, closed)
         except NotResident:
@@ -243,9 +244,18 @@ def chunks(
 
 
 def content(store: Store, path: bytes, limit_bytes: int = READ_BYTES) -> bytes:
-    """All durable bytes of the stream at a path."""
+    """All durable bytes of the stream at a path that are kept."""
     stream = seen(store, path)
-    return b"".join(chunk.data for chunk in chunks(store, stream, 0, limit_bytes))
+    earliest = stream.durable_earliest
+    return b"".join(chunk.data for chunk in chunks(store, stream, earliest, limit_bytes))
+
+
+def retain(store: Store) -> int:
+    """Accept the cuts that are due by what is indexed; how many those are."""
+    due = store.due_cuts(store.now_ms())
+    cuts = due.run()
+    store.retain(due, cuts)
+    return len(cuts)
 
 
 def index_all(store: Store) -> None:

@@ -1,4 +1,5 @@
-"""Families of forks driven at random beside plain byte strings that say what they must hold.
+"""Families of forks, whose fronts are cut, driven at random beside byte strings that say what they
+must hold.
 
 The model copies what a fork inherits, which is what the store never does. Everything about ends is
 in it: soft deletion, expiry, collecting from the last fork upwards, paths that are free again.
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import engine
+import pytest
 from engine import BYTES, SMALL, START_MS, ManualStore, abandon, open_store
 from family_checks import family_is_whole
 from hypothesis import HealthCheck, settings
@@ -24,7 +26,7 @@ from hypothesis.stateful import (
 )
 from test_model import FailingDisk
 
-from storage.errors import OutOfSpace
+from storage.errors import NotRetained, OutOfSpace
 from storage.state import Kind
 
 EXAMPLES_MAX = int(os.environ.get("MODEL_EXAMPLES_MAX", "150"))
@@ -58,6 +60,7 @@ class Node:
     expires_ms: int | None = None
     closed: bool = False
     soft: bool = False
+    earliest: int = 0
 
 
 @dataclass
@@ -205,6 +208,8 @@ class FamilyMachine(RuleBasedStateMachine):
         elif node is not None:
             same = node.asked == asked and not node.closed
             assert outcome.kind is (Kind.EXISTS if same else Kind.CONFLICT)
+        elif offset is not None and offset < parent.earliest:
+            assert outcome.kind is Kind.FORK_NOT_RETAINED
         elif self.depth(parent) == self.limits.fork_depth_max:
             assert outcome.kind is Kind.FORK_TOO_DEEP
         else:
@@ -212,7 +217,9 @@ class FamilyMachine(RuleBasedStateMachine):
             seam = len(parent.data) if offset is None else offset + sub_offset
             expires_ms = parent.expires_ms if expires_ms is None else expires_ms
             data = parent.data[:seam] + body
-            self.accepted.add(path, Node(0, data, parent.number, seam, asked, expires_ms))
+            node = Node(0, data, parent.number, seam, asked, expires_ms)
+            node.earliest = parent.earliest
+            self.accepted.add(path, node)
             assert outcome.tail == len(data)
 
     def depth(self, node: Node) -> int:
@@ -242,6 +249,17 @@ class FamilyMachine(RuleBasedStateMachine):
             assert engine.delete(self.store, path).kind is Kind.DELETED
             self.accepted.end(path)
 
+    @rule(path=st.sampled_from(PATHS), at=st.floats(0, 1))
+    def cut(self, path: bytes, at: float) -> None:
+        """Drop the front of what a stream has durably; its forks keep what they inherited."""
+        node = self.accepted.live(path)
+        stream = engine.find(self.store, path)
+        if node is None or stream is None:
+            return
+        earliest = round(at * stream.durable_tail)
+        self.store.cut(stream, earliest)
+        node.earliest = max(node.earliest, earliest)
+
     # Looks
 
     @rule(
@@ -256,6 +274,10 @@ class FamilyMachine(RuleBasedStateMachine):
         if node is None or stream is None:
             return
         offset = round(at * len(node.data))
+        if offset < node.earliest:
+            with pytest.raises(NotRetained):
+                self.store.read(stream, offset, limit_bytes)
+            return
         chunk = engine.read(self.store, stream, offset, limit_bytes)
         assert chunk.data == node.data[offset : chunk.next]
         assert chunk.next > offset or offset == len(node.data)
@@ -271,6 +293,7 @@ class FamilyMachine(RuleBasedStateMachine):
             if found is not None and accepted is not None:
                 assert (found.tail, found.closed) == (len(accepted.data), accepted.closed)
                 assert found.config.expires_ms == accepted.expires_ms
+                assert found.earliest == accepted.earliest
             node = self.durable.at(path)
             expired = node is not None and not node.soft and self.over(node)
             if expired:
@@ -281,9 +304,10 @@ class FamilyMachine(RuleBasedStateMachine):
             assert (stream is None) == (node is None or node.soft)
             if stream is not None and node is not None:
                 found_data = b"".join(
-                    chunk.data for chunk in engine.chunks(self.store, stream, 0, 900)
+                    chunk.data for chunk in engine.chunks(self.store, stream, node.earliest, 900)
                 )
-                assert found_data == node.data
+                assert stream.durable_earliest == node.earliest
+                assert found_data == node.data[node.earliest :]
                 assert stream.durable_closed == node.closed
 
     def check_index(self) -> None:

@@ -38,6 +38,7 @@ from storage.record import (
     Producer,
     Record,
     RecordType,
+    Retention,
     decode,
     encode,
     encode_plain_append,
@@ -95,6 +96,19 @@ GOLDEN_RECORDS = {
         "33000000" "02" "10" "0000" "0600000000000000" "0000000000000000" "00000000"
         "02" "0000000000000000" "0068e5cf8b010000" "0100" "0100" "61" "62",
     ),
+    "configuration with retention": (
+        Record(
+            RecordType.CREATE, 6, 0,
+            configuration=Configuration(b"a", b"b", None, None, Retention(5, 6, True)),
+        ),
+        "43000000" "02" "10" "0000" "0600000000000000" "0000000000000000" "00000000"
+        "1c" "0000000000000000" "0000000000000000" "0100" "0100" "61" "62"
+        "0500000000000000" "0600000000000000",
+    ),
+    "cut": (
+        Record(RecordType.RETAIN, 6, 9),
+        "1c000000" "08" "00" "0000" "0600000000000000" "0900000000000000" "00000000",
+    ),
     "fork": (
         Record(RecordType.CREATE, 6, 9, fork=Fork(2, 1, 9, 4, 5)),
         "3d000000" "02" "20" "0000" "0600000000000000" "0900000000000000" "00000000"
@@ -138,6 +152,10 @@ U16 = st.integers(0, 2**16 - 1)
 U32 = st.integers(0, 2**32 - 1)
 U64 = st.integers(0, 2**64 - 1)
 SHORT = st.binary(max_size=40)
+RETENTIONS = st.one_of(
+    st.builds(Retention, U64, st.none() | U64, st.booleans()),
+    st.builds(Retention, st.none(), U64, st.booleans()),
+)
 RECORDS = st.builds(
     Record,
     st.sampled_from(RecordType),
@@ -148,7 +166,10 @@ RECORDS = st.builds(
     st.none() | SHORT,
     st.booleans(),
     st.none() | U64,
-    st.none() | st.builds(Configuration, SHORT, SHORT, st.none() | U64, st.none() | U64),
+    st.none()
+    | st.builds(
+        Configuration, SHORT, SHORT, st.none() | U64, st.none() | U64, st.none() | RETENTIONS
+    ),
     st.none() | st.builds(Fork, U64, U64, U64, U64, st.integers(0, 7)),
     st.none() | U64,
     st.none() | st.builds(Entry, SHORT, SHORT),

@@ -43,9 +43,9 @@ def test_what_a_listing_tells(tmp_path: Path) -> None:
     engine.commit(store)
     stream = engine.seen(store, b"s")
     expected = [
-        Listed(b"f", JSON, stream.id, 8, True, stream.created_ms, b"s"),
-        Listed(b"gone", engine.BYTES, 3, 0, False, stream.created_ms, None),
-        Listed(b"s", JSON, stream.id, 4, False, stream.created_ms, None),
+        Listed(b"f", JSON, stream.id, 0, 8, True, stream.created_ms, b"s"),
+        Listed(b"gone", engine.BYTES, 3, 0, 0, False, stream.created_ms, None),
+        Listed(b"s", JSON, stream.id, 0, 4, False, stream.created_ms, None),
     ]
     assert listed(store) == expected
     engine.index_all(store)

@@ -20,11 +20,12 @@ from family_checks import family_is_whole
 from storage.errors import CommitError, NotResident, SoftDeleted, Unsettled
 from storage.index import TABLES, Index
 from storage.indexer import Indexer
-from storage.record import Producer
+from storage.record import Producer, Retention
 from storage.state import Kind
 from storage.store import Store
 
 PATHS = [b"orders", b"orders/eu", b"chat/1", b"chat/2", b"log", b"once"]
+RETENTIONS = [Retention(700, None, True), Retention(None, 3, True), Retention(2_000, 5, False)]
 MARK = re.compile(rb"<(\d+)(?: (\w+):(\d+):(\d+))?>")
 
 
@@ -46,6 +47,8 @@ class Expected:
     """Where the stream may be forked, and how many appends are before that."""
     source_id: int | None = None
     seam: int = 0
+    retention: Retention | None = None
+    earliest: int = 0
     soft_deleted: bool = False
 
     def copy(self) -> "Expected":
@@ -91,6 +94,8 @@ class Workload:
                     engine_store.index_step()
             if chance.random() < 0.3:
                 self.store.tick(self.store.now_ms())
+            if chance.random() < 0.5:
+                self.retain()
         self.store.clock_ms += chance.randint(0, 1_500)
         return error
 
@@ -132,9 +137,13 @@ class Workload:
         """Create a stream, sometimes with content."""
         content_type = self.chance.choice([BYTES, TEXT, JSON])
         ttl_s = self.chance.choice([None, None, 1_000])
-        stream = Expected(0, content_type, ttl_s, used_ms=self.store.now_ms())
+        retention = self.chance.choice([None, None, *RETENTIONS])
+        now_ms = self.store.now_ms()
+        stream = Expected(0, content_type, ttl_s, used_ms=now_ms, retention=retention)
         body = self.body(stream, None) if self.chance.random() < 0.5 else b""
-        outcome = engine.create(self.store, path, content_type, ttl_s=ttl_s, body=body)
+        outcome = engine.create(
+            self.store, path, content_type, ttl_s=ttl_s, retention=retention, body=body
+        )
         assert outcome.kind is Kind.CREATED
         assert outcome.stream is not None
         stream.stream_id = outcome.stream.id
@@ -147,7 +156,8 @@ class Workload:
     def fork(self, path: bytes, source_path: bytes) -> None:
         """Fork a stream where one of its appends ends, sometimes with content."""
         source = self.accepted[source_path]
-        seam, appends = self.chance.choice([*source.ends, source.ends[-1]])
+        ends = [end for end in source.ends if end[0] >= source.earliest]
+        seam, appends = self.chance.choice([*ends, ends[-1]])
         ttl_s = self.chance.choice([None, 2_000])
         stream = Expected(
             0,
@@ -156,9 +166,10 @@ class Workload:
             source.data[:seam],
             appends,
             used_ms=self.store.now_ms(),
-            ends=[end for end in source.ends if end[0] <= seam],
+            ends=[end for end in source.ends if source.earliest <= end[0] <= seam],
             source_id=source.stream_id,
             seam=seam,
+            earliest=source.earliest,
         )
         body = self.body(stream, None) if self.chance.random() < 0.5 else b""
         outcome = engine.fork(self.store, path, source_path, seam, ttl_s=ttl_s, body=body)
@@ -243,6 +254,18 @@ class Workload:
             ]
             end = kept[0] if kept else None
 
+    def retain(self) -> None:
+        """Cut what is due; where, the store knows, and that it may."""
+        due = self.store.due_cuts(self.store.now_ms())
+        cuts = due.run()
+        self.store.retain(due, cuts)
+        for path, stream in self.accepted.items():
+            found = None if stream.soft_deleted else engine.find(self.store, path)
+            if found is not None and found.earliest != stream.earliest:
+                assert stream.retention is not None
+                assert stream.earliest < found.earliest <= len(stream.data)
+                stream.earliest = found.earliest
+
     def touch(self, path: bytes) -> None:
         """Begin a read."""
         stream = engine.visible(self.store, path)
@@ -283,8 +306,10 @@ def check_store(store: ManualStore, state: State, values: Values) -> None:
     for path, expected in state.items():
         if expected.soft_deleted:
             continue
+        nothing_is_dropped_early(store, path, expected)
         content = engine.content(store, path, limit_bytes=700)
         bytes_identical(content, expected)
+        content = expected.data[: expected.earliest] + content
         exactly_once(content, expected)
         in_order(content)
         closed_stays_closed(store, path, expected)
@@ -325,8 +350,19 @@ def values_are_kept(store: Store, values: Values) -> None:
         assert store.values(key) == named
 
 
-Seen = dict[bytes, tuple[int, int]]
-"""What readers could have read at a moment: by path the stream's id and its durable tail."""
+def nothing_is_dropped_early(store: Store, path: bytes, expected: Expected) -> None:
+    """A stream begins where it was durably cut, in both views, and between two messages."""
+    stream = engine.seen(store, path)
+    assert stream.earliest == stream.durable_earliest == expected.earliest
+    assert stream.config.retention == expected.retention
+    if expected.retention is not None and expected.retention.keep_s is None:
+        assert expected.retention.keep_bytes is not None
+        kept_bytes = len(expected.data) - expected.earliest
+        assert not expected.earliest or kept_bytes >= expected.retention.keep_bytes
+
+
+Seen = dict[bytes, tuple[int, int, int]]
+"""What readers could have read at a moment: by path the stream's id, and from where to where."""
 
 
 def seen(store: Store) -> Seen:
@@ -338,22 +374,25 @@ def seen(store: Store) -> Seen:
         except (NotResident, Unsettled, SoftDeleted):
             continue
         if stream is not None:
-            found[path] = (stream.id, stream.durable_tail)
+            found[path] = (stream.id, stream.durable_earliest, stream.durable_tail)
     return found
 
 
 def no_reader_saw_what_is_gone(store: Store, state: State, readers: Seen) -> None:
-    """What a reader was shown before the crash is there after it, unless it was deleted since."""
-    for path, (stream_id, tail) in readers.items():
+    """What a reader was shown before the crash is there after it, unless it was deleted since; and
+    what it was told to be dropped is."""
+    for path, (stream_id, earliest, tail) in readers.items():
         expected = state.get(path)
         gone = expected is None or expected.soft_deleted
         if expected is not None and not gone and expected.stream_id == stream_id:
-            assert engine.seen(store, path).durable_tail >= tail
+            stream = engine.seen(store, path)
+            assert stream.durable_tail >= tail
+            assert stream.durable_earliest >= earliest
 
 
 def bytes_identical(content: bytes, expected: Expected) -> None:
     """A stream's content is what was sent, to the byte."""
-    assert content == expected.data
+    assert content == expected.data[expected.earliest :]
 
 
 def exactly_once(content: bytes, expected: Expected) -> None:
