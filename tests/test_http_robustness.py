@@ -655,8 +655,9 @@ def test_more_connections_than_allowed_are_turned_away(hasty_url: str) -> None:
     path = f"/v1/stream/test/{next(_names)}"
     with RawClient(hasty_url) as writer:
         writer.request("PUT", path, TEXT)
-    readers = [RawClient(hasty_url) for _ in range(10)]
-    for reader in readers:
+    readers = []
+    for _ in range(10):
+        readers.append(reader := RawClient(hasty_url))
         reader.send(encode("GET", f"{path}?offset=-1&live=sse"))
         reader.head()
     if hasty_url.startswith("https:"):
