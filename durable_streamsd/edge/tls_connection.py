@@ -31,6 +31,7 @@ from typing import Any, Final, cast
 from durable_streamsd.core.problems import Code
 from durable_streamsd.edge.certificates import Certificates
 from durable_streamsd.edge.connections import Guest
+from durable_streamsd.edge.tls_transport import TlsTransport
 from durable_streamsd.services import Services, address_of, host_of
 from durable_streamsd.wheel import Timed, ticks_of
 
@@ -41,7 +42,7 @@ OPEN: Final = 1
 ENDED: Final = 2
 
 RECORD_BYTES = 16_384
-"""Of plain text in one TLS record at most; a call of OpenSSL reads or writes one."""
+"""Of plain text in one TLS record at most; a call of OpenSSL reads one."""
 RECEIVE_BYTES_MAX = 262_144
 """Decrypted at once before the lane's protocol sees it; one more record may pass it."""
 SEND_BYTES = 262_144
@@ -295,25 +296,24 @@ class TlsConnection(Timed, asyncio.Protocol):
     # ---- sending
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        if self._phase != OPEN or self.socket.is_closing():
+        if self._phase != OPEN or self.socket.is_closing() or not data:
             return
         try:
-            if len(data) <= RECORD_BYTES:
-                self._ssl.write(data)
-            else:
-                self._write_large(memoryview(data))
+            sent = self._ssl.write(data)  # one record: as much as the client takes in one
+            if sent < len(data):
+                self._write_rest(memoryview(data), sent)
         except ssl.SSLError as error:
             self._broken(error)
             return
         self._flush()
 
-    def _write_large(self, data: memoryview) -> None:
-        position = flushed = 0
-        while position < len(data):
-            position += self._ssl.write(data[position : position + RECORD_BYTES])
-            if position - flushed >= SEND_BYTES:
-                flushed = position
+    def _write_rest(self, data: memoryview, sent: int) -> None:
+        flushed = 0
+        while sent < len(data):
+            if sent - flushed >= SEND_BYTES:
+                flushed = sent
                 self._flush()
+            sent += self._ssl.write(data[sent:])
 
     def _flush(self) -> None:
         data = self._outgoing.read()
@@ -349,62 +349,3 @@ class TlsConnection(Timed, asyncio.Protocol):
             case "peercert":
                 return self._ssl.getpeercert()
         return self.socket.get_extra_info(name, default)
-
-
-class TlsTransport(asyncio.Transport):
-    """The transport that a lane's protocol sees."""
-
-    __slots__ = ("_connection",)
-
-    def __init__(self, connection: TlsConnection) -> None:
-        super().__init__()
-        self._connection = connection
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return self._connection.about(name, default)
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        self._connection.protocol = cast(asyncio.Protocol, protocol)
-
-    def get_protocol(self) -> asyncio.BaseProtocol:
-        return cast(asyncio.BaseProtocol, self._connection.protocol)
-
-    def is_closing(self) -> bool:
-        return self._connection.socket.is_closing()
-
-    def close(self) -> None:
-        self._connection.close()
-
-    def abort(self) -> None:
-        self._connection.abort()
-
-    def is_reading(self) -> bool:
-        return self._connection.socket.is_reading()
-
-    def pause_reading(self) -> None:
-        self._connection.pause_reading()
-
-    def resume_reading(self) -> None:
-        self._connection.resume_reading()
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        self._connection.write(data)
-
-    def writelines(self, list_of_data: Any) -> None:
-        for data in list_of_data:
-            self._connection.write(data)
-
-    def write_eof(self) -> None:
-        self._connection.write_eof()
-
-    def can_write_eof(self) -> bool:
-        return True
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        self._connection.socket.set_write_buffer_limits(high, low)
-
-    def get_write_buffer_limits(self) -> tuple[int, int]:
-        return self._connection.socket.get_write_buffer_limits()
-
-    def get_write_buffer_size(self) -> int:
-        return self._connection.socket.get_write_buffer_size()
