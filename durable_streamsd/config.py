@@ -8,7 +8,9 @@ Left out: where values come from (`settings`), and the limits of the storage eng
 to choose (`storage.limits`).
 """
 
+import re
 from collections.abc import Iterator
+from ipaddress import ip_network
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -35,12 +37,16 @@ FLAGS = {
 """Flags by the setting they set."""
 
 KIB, MIB = 1 << 10, 1 << 20
+ORIGINS_MAX = 100
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._~\[\]:-]+")
 
 Seconds = Annotated[float, Meta(ge=0.05, le=86_400)]
 Count = Annotated[int, Meta(ge=1, le=1 << 30)]
 Bytes = Annotated[int, Meta(ge=1, le=1 << 40)]
 Given = Annotated[str, Meta(min_length=1)]
 """Text that is not empty: an empty variable of the environment must not turn authentication off."""
+Limit = Annotated[int, Meta(ge=0, le=1 << 30)]
+"""0: none."""
 Secret = Annotated[str, Meta(extra={"secret": True})]
 """Text that no output and no error shows."""
 
@@ -53,10 +59,24 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     data_dir: str = ""
     public_url: str | None = None
     """Scheme and authority of absolute URLs; without it they are built from `Host`."""
-    cors_origin: str = "*"
+    cors_origins: tuple[str, ...] = ("*",)
+    """From where browsers may call: `*`, or origins such as https://example.org."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     express_lane: bool = True
     """Off: every connection starts in the general lane. For tests and for suspicion."""
+
+    # TLS, and what stands in front
+    tls_certificate: str = ""
+    """A PEM file: the certificate, and those between it and its authority. With it all is https."""
+    tls_key: str = ""
+    """A PEM file: its private key; by default that in `tls_certificate`."""
+    tls_client_ca: str = ""
+    """A PEM file of authorities; with it only clients with a certificate of theirs get in."""
+    tls_handshake_timeout_s: Seconds = 10.0
+    trusted_proxies: tuple[str, ...] = ()
+    """Networks, such as 10.0.0.0/8, whose word about clients is taken."""
+    proxy_headers: Literal["x-forwarded", "forwarded"] = "x-forwarded"
+    """What they say it with: X-Forwarded-For, -Proto and -Host, or Forwarded."""
 
     # reading
     long_poll_timeout_s: Seconds = 20.0
@@ -82,6 +102,17 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     # connections
     connections_max: Count = 20_000
     """In both lanes; above it a connection is answered 503. Lowered to what the system allows."""
+    connections_per_address_max: Limit = 0
+    """Of one IPv4 address, or of one IPv6 network of 64 bits; not of trusted proxies."""
+    requests_per_second_max: Limit = 0
+    """Of one address, in the long run; beyond it 429."""
+    requests_burst_max: Count = 100
+    """At once, of an address that asked for nothing for a while."""
+    waiters_per_stream_max: Limit = 0
+    """Long-polls and event streams on one stream; beyond it 503."""
+    memory_bytes_max: Annotated[int, Meta(ge=0, le=1 << 50)] = 0
+    """Of the process; above it large reads and new live readers are answered 503. 0: 80 % of what
+    the control group or the machine has."""
     backlog: Count = 1_024
     write_buffer_bytes_max: Annotated[int, Meta(ge=KIB, le=64 * MIB)] = 256 * KIB
     """Of unsent bytes at which a connection is pushed nothing more; one write may pass it."""
@@ -138,3 +169,27 @@ def wrong_together(settings: Settings) -> Iterator[tuple[str, str]]:
         parse_scopes(settings.anonymous_scopes)
     except ScopeError as error:
         yield "anonymous_scopes", f"expected scopes such as read:public/** ({str(error)[:-1]})"
+    yield from _wrong_at_the_edge(settings)
+
+
+def _wrong_at_the_edge(settings: Settings) -> Iterator[tuple[str, str]]:
+    origins = settings.cors_origins
+    if origins != ("*",) and not (
+        0 < len(origins) <= ORIGINS_MAX and all(map(_ORIGIN.fullmatch, origins))
+    ):
+        yield (
+            "cors_origins",
+            f"expected '*' alone, or 1 to {ORIGINS_MAX} origins as browsers spell them, such as "
+            "https://example.org or http://localhost:3000",
+        )
+    try:
+        for proxy in settings.trusted_proxies:
+            ip_network(proxy)
+    except ValueError:
+        yield (
+            "trusted_proxies",
+            "expected addresses, or networks such as 10.0.0.0/8 with nothing behind their bits",
+        )
+    for name in ("tls_key", "tls_client_ca"):
+        if getattr(settings, name) and not settings.tls_certificate:
+            yield name, "expected a tls_certificate to use it with"

@@ -32,6 +32,10 @@ from durable_streamsd.committer import Committer
 from durable_streamsd.config import Settings
 from durable_streamsd.core.context import Context, Options
 from durable_streamsd.core.retention import RetentionRules
+from durable_streamsd.edge.certificates import CertificateError, Certificates
+from durable_streamsd.edge.front import Front
+from durable_streamsd.edge.memory import Memory, within_memory
+from durable_streamsd.edge.tls_connection import TlsFactory
 from durable_streamsd.express.lane import Lane
 from durable_streamsd.general import General
 from durable_streamsd.hub import Hub
@@ -40,7 +44,6 @@ from durable_streamsd.retainer import Retainer
 from durable_streamsd.services import (
     Allowance,
     Clock,
-    Connections,
     Loader,
     Room,
     Services,
@@ -95,12 +98,14 @@ def run(settings: Settings, on_listening: Callable[[str], None] | None = None) -
     faulthandler.enable()  # a damaged page of the index can end the process without a word
     try:
         passed = take_listener()
-    except ActivationError as error:
+        certificates = Certificates(settings) if settings.tls_certificate else None
+    except (ActivationError, CertificateError) as error:
         print(f"durable-streamsd: {error}", file=sys.stderr)
         return EXIT_FAILED
     if passed is not None:  # it says where we listen, whatever the settings say
         host, port = passed.getsockname()[:2]
         settings = msgspec.structs.replace(settings, host=host, port=port)
+    settings = within_memory(settings)
     limits = Limits(
         # A batch never spans two segments, and one append may be as large as a body.
         segment_bytes=max(settings.segment_bytes, 2 * settings.body_bytes_max),
@@ -122,17 +127,18 @@ def run(settings: Settings, on_listening: Callable[[str], None] | None = None) -
         print(f"durable-streamsd: cannot listen on {where}: {error.strerror}", file=sys.stderr)
         return EXIT_FAILED
     with listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        daemon = Daemon(_within_file_limit(settings), store)
+        daemon = Daemon(_within_file_limit(settings), store, certificates)
         return runner.run(daemon.serve(listener, on_listening))
 
 
 class Daemon:
     """The running daemon; made inside the loop that `serve` runs in."""
 
-    def __init__(self, settings: Settings, store: Store) -> None:
+    def __init__(self, settings: Settings, store: Store, certificates: Certificates | None) -> None:
         self._settings = settings
         self._store = store
         self._service = Service()
+        self._certificates = certificates
 
     async def serve(
         self, listener: socket.socket, on_listening: Callable[[str], None] | None
@@ -147,9 +153,8 @@ class Daemon:
         self._indexer = IndexerProcess(self._store, self._room_made)
         services = build_services(self._settings, self._store, loop, self._room_made)
         self._services = services
+        self._memory = Memory(self._settings.memory_bytes_max, lambda: services.promised_bytes)
         self._retainer = Retainer(services)
-        self._general = General(services)
-        self._lane = Lane(services, self._general)
         desk = services.desk
         try:
             left_over = desk.load()
@@ -173,7 +178,7 @@ class Daemon:
         if self._keeper is not None:
             self._keeper.start(self._callers_changed)
         server = await loop.create_server(
-            self._lane if self._settings.express_lane else self._general,
+            self._protocols(services),
             sock=listener,
             backlog=self._settings.backlog,
         )
@@ -182,7 +187,7 @@ class Daemon:
         gc.collect()
         gc.freeze()
         gc.set_threshold(20_000, 20, 100)
-        url = _url_of(listener)
+        url = _url_of(listener, "http" if self._certificates is None else "https")
         log.info("%s", _introduction(self._store, url))
         self._serving = f"serving {self._store.directory.path.absolute()} at {url}"
         self._service.ready(self._serving)
@@ -198,13 +203,24 @@ class Daemon:
         self._ticker.cancel()
         return self._close()
 
+    def _protocols(self, services: Services) -> Callable[[], asyncio.Protocol]:
+        """What makes a protocol for each connection."""
+        general = General(services)
+        self._lane = Lane(services, general)
+        plain = self._lane if self._settings.express_lane else general
+        if self._certificates is None:
+            return plain
+        return TlsFactory(services, self._certificates, plain)
+
     def _tick(self) -> None:
         """What is done once a second."""
         self._ticker = asyncio.get_running_loop().call_later(TICK_S, self._tick)
-        self._services.clock.tick()
+        self._services.tick()
         self._services.context.tick()
         if self._keeper is not None:
             self._keeper.tick()
+        self._services.context.memory_short = self._memory.tick()
+        self._services.context.drops.tell()
         self._services.committer.kick()  # for what the store's tick finds: expiries are records
         self._room_made()
         self._watchdog.tick()
@@ -214,8 +230,12 @@ class Daemon:
     def _reload(self) -> None:
         """SIGHUP: read again what can be read again."""
         self._service.reloading()
-        log.info("SIGHUP: reading tokens and keys again, if there are any")
+        if self._certificates is None and self._keeper is None:
+            log.info("SIGHUP: there is nothing to reload")
+        if self._certificates is not None:
+            self._certificates.reload()
         if self._keeper is not None:
+            log.info("SIGHUP: reading tokens and keys again")
             self._keeper.reload()
         self._service.ready(self._serving)
 
@@ -235,8 +255,7 @@ class Daemon:
         services = self._services
         server.close()
         services.context.draining = True
-        self._lane.drain()
-        self._general.drain()
+        services.connections.drain()
         services.hub.wake_all()
         await self._runner.stop()
         if self._keeper is not None:
@@ -246,8 +265,7 @@ class Daemon:
                 await services.connections.none()
         except TimeoutError:
             log.warning("cutting %d connections that did not end", services.connections.count)
-            self._lane.abort()
-            self._general.abort()
+            services.connections.abort()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ABORT_TIMEOUT_S):
                     await services.connections.none()
@@ -302,7 +320,8 @@ def build_services(
         heartbeat_s=settings.sse_heartbeat_s,
         read_bytes_max=settings.read_bytes_max,
         public_url=settings.public_url,
-        cors_origin=settings.cors_origin,
+        cors_origins=settings.cors_origins,
+        waiters_per_stream_max=settings.waiters_per_stream_max,
         retention_rules=RetentionRules(settings.retention),
     )
     hub = Hub(loop)
@@ -323,7 +342,7 @@ def build_services(
         room=Room(store),
         bodies=Allowance(max(settings.bodies_bytes_max, settings.body_bytes_max)),
         clock=Clock(),
-        connections=Connections(),
+        front=Front(settings, context.drops),
     )
 
 
@@ -369,9 +388,9 @@ def _set_options(listener: socket.socket) -> None:
         listener.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX)
 
 
-def _url_of(listener: socket.socket) -> str:
+def _url_of(listener: socket.socket, scheme: str) -> str:
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _within_file_limit(settings: Settings) -> Settings:

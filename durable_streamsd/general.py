@@ -16,7 +16,7 @@ logs).
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from typing import Final, NoReturn
 
 from aiohttp import web
@@ -26,10 +26,11 @@ from aiohttp.http_exceptions import LineTooLong
 from durable_streamsd.core.message import Frame, Request, Response
 from durable_streamsd.core.problems import Code
 from durable_streamsd.core.router import barred_of, dispatch
+from durable_streamsd.edge.proxies import retold
 from durable_streamsd.exchange import Exchange
 from durable_streamsd.express.connection import PROGRESS_BYTES, SMALL_BODY_BYTES
 from durable_streamsd.express.head import CHUNKED, Head, Refused, judge_head
-from durable_streamsd.services import SERVER, Services, address_of, cut_off
+from durable_streamsd.services import SERVER, Services, address_of, cut_off, host_of
 
 __all__ = ["General"]
 
@@ -114,10 +115,18 @@ class Claim:
             self._bodies.give_up(self)
 
 
+def _lane_fields(request: web.BaseRequest, services: Services) -> Iterator[tuple[str, str]]:
+    """What this lane adds to the fields of every answer."""
+    yield "Server", SERVER
+    origin = request.headers.get("Origin", "").encode("utf-8", "surrogateescape")
+    if origin in services.front.origins:
+        yield "Access-Control-Allow-Origin", origin.decode("ascii")
+
+
 class Protocol(web.RequestHandler):
     """aiohttp's connection, counted with the others, half-closable, and with our error answers."""
 
-    __slots__ = ("_services", "half_closed")
+    __slots__ = ("_services", "half_closed", "known")
 
     def __init__(self, lane: "General", services: Services) -> None:
         settings = services.settings
@@ -135,6 +144,8 @@ class Protocol(web.RequestHandler):
         )
         self._services = services
         self.half_closed = False
+        self.known = False
+        """Whether a whole head has come."""
 
     @property
     def _idle(self) -> bool:
@@ -143,9 +154,13 @@ class Protocol(web.RequestHandler):
         return waiter is not None and not waiter.done()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._services.connections.opened()
+        services = self._services
+        refusal = services.connections.enter(self, host_of(transport))
         super().connection_made(transport)
-        self.set_write_buffer(self._services.settings.write_buffer_bytes_max)
+        self.set_write_buffer(services.settings.write_buffer_bytes_max)
+        if refusal is not None and self.transport is not None:
+            self.transport.write(services.context.problem(refusal).encode(services.clock.last))
+            self.force_close()
 
     def set_write_buffer(self, high: int) -> None:
         """From how many unsent bytes on `drain` waits."""
@@ -153,7 +168,7 @@ class Protocol(web.RequestHandler):
             self.transport.set_write_buffer_limits(high)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._services.connections.closed()
+        self._services.connections.leave(self)
         super().connection_lost(exc)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio allows it
@@ -164,6 +179,27 @@ class Protocol(web.RequestHandler):
         self.half_closed = True
         self.close()
         return True
+
+    @property
+    def stranger(self) -> bool:
+        """Whether it is open and has not sent a whole head yet."""
+        return not self.known and self.transport is not None
+
+    @property
+    def idle(self) -> bool:
+        """Whether it is open and nothing is asked or answered."""
+        return self._idle and self.transport is not None
+
+    def evict(self) -> None:
+        """Make room for another connection."""
+        if self.stranger:
+            self.abort()
+        self.force_close()
+
+    def abort(self) -> None:
+        """Go now."""
+        if self.transport is not None:
+            cut_off(self.transport)
 
     def drain(self) -> None:
         """The daemon stops: go, unless a request is being received or answered.
@@ -191,7 +227,8 @@ class Protocol(web.RequestHandler):
             code = Code.INTERNAL_ERROR
         problem = self._services.context.problem(code)
         # aiohttp takes a request that it could not parse for HTTP/1.0, where closing goes unsaid.
-        headers = [*problem.fields(), ("Server", SERVER), ("Connection", "close")]
+        fields = _lane_fields(request, self._services)
+        headers = [*problem.fields(), *fields, ("Connection", "close")]
         answer = web.Response(status=problem.status, headers=headers, body=problem.body)
         answer.force_close()
         return answer
@@ -207,30 +244,20 @@ class General(web.Server):
     def __call__(self) -> web.RequestHandler:
         return Protocol(self, self._services)
 
-    def drain(self) -> None:
-        """Close the connections that wait for a request; the others end with their answer."""
-        for connection in self.connections:
-            if isinstance(connection, Protocol):
-                connection.drain()
-
-    def abort(self) -> None:
-        """Cut the connections that are left."""
-        for connection in self.connections:
-            if connection.transport is not None:
-                cut_off(connection.transport)
-
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         services = self._services
         claim = Claim(services)
         exchange = TaskExchange(services)
         try:
-            if services.connections.count > services.settings.connections_max:
-                raise Refused(Code.NOT_READY)
+            if isinstance(request.protocol, Protocol):
+                request.protocol.known = True
             head = self._head_of(request)
             body = await self._body_of(request, head, claim)
-            path, _, query = head.target.partition(b"?")
-            peer = address_of(request.transport)
-            message = Request(head.method, path, query, head.headers, body, "http", peer)
+            message = self._message(head, body, request)
+            if services.front.busy:
+                refusal = self._refusal(head, request)
+                if refusal is not None:
+                    return await self._send(refusal, request, False, exchange)
             # aiohttp takes a chunked body's trailers for headers of the request behind it.
             exchange.last = head.length == CHUNKED
             exchange.run(dispatch(message, services.context))
@@ -244,6 +271,29 @@ class General(web.Server):
             # Cancelled because the connection is lost, or all said: either way nothing is left.
             exchange.cancel()
             claim.release()
+
+    def _message(self, head: Head, body: bytes, request: web.BaseRequest) -> Request:
+        path, _, query = head.target.partition(b"?")
+        peer = address_of(request.transport)
+        message = Request(head.method, path, query, head.headers, body, request.scheme, peer)
+        proxies = self._services.front.proxies
+        if request.transport is not None and proxies.trusts(host_of(request.transport)):
+            retold(message, proxies.client(head.headers, host_of(request.transport)))
+        return message
+
+    def _refusal(self, head: Head, request: web.BaseRequest) -> Response | None:
+        """The answer to a request that comes too soon after others."""
+        if request.transport is None:
+            return None
+        services = self._services
+        address = host_of(request.transport)
+        problem = services.front.refusal(head.target, head.headers, address)
+        if problem is None:
+            return None
+        response = problem.response(services.context.common)
+        if head.method == "HEAD":
+            return Response(response.status, response.headers)
+        return response
 
     def _head_of(self, request: web.BaseRequest) -> Head:
         settings = self._services.settings
@@ -310,7 +360,7 @@ class General(web.Server):
             self._cut(request)
         if not exchange.streaming:
             return await self._send(first, request, exchange.last, exchange)
-        stream = self._aiohttp_response(first, exchange.last)
+        stream = self._aiohttp_response(first, exchange.last, request)
         await self._in_time(stream.prepare(request), request)
         chunked = request.version == HttpVersion11
         while isinstance(item := await exchange.next(), Frame):
@@ -342,7 +392,7 @@ class General(web.Server):
         exchange: TaskExchange,
     ) -> web.StreamResponse:
         body = response.body or b""
-        answer = self._aiohttp_response(response, last)
+        answer = self._aiohttp_response(response, last, request)
         await self._in_time(answer.prepare(request), request)
         self._begin_write(len(body), exchange, request)
         await self._in_time(answer.write_eof(body), request)
@@ -363,8 +413,10 @@ class General(web.Server):
                 high = self._services.settings.write_buffer_bytes_max
                 request.protocol.set_write_buffer(high)
 
-    def _aiohttp_response(self, response: Response, last: bool) -> web.StreamResponse:
-        headers = [*response.fields(), ("Server", SERVER)]
+    def _aiohttp_response(
+        self, response: Response, last: bool, request: web.BaseRequest
+    ) -> web.StreamResponse:
+        headers = [*response.fields(), *_lane_fields(request, self._services)]
         answer = web.StreamResponse(status=response.status, headers=headers)
         if response.body is not None:
             answer.content_length = len(response.body)

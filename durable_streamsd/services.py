@@ -29,6 +29,9 @@ from typing import Any, Protocol
 from durable_streamsd.committer import Committer
 from durable_streamsd.config import Settings
 from durable_streamsd.core.context import Context
+from durable_streamsd.edge.addresses import normal_address
+from durable_streamsd.edge.connections import Connections
+from durable_streamsd.edge.front import Front
 from durable_streamsd.hub import Hub
 from durable_streamsd.subscriptions.desk import Desk
 from durable_streamsd.wheel import Wheel
@@ -41,13 +44,13 @@ __all__ = [
     "Allowance",
     "Answers",
     "Clock",
-    "Connections",
     "Loader",
     "Room",
     "Services",
     "Workers",
     "address_of",
     "cut_off",
+    "host_of",
 ]
 
 WORKERS_MAX = 4
@@ -224,6 +227,11 @@ class Allowance:
         self._granting = False
         self._queue: OrderedDict[Claimant, int] = OrderedDict()
 
+    @property
+    def left_bytes(self) -> int:
+        """What is not taken."""
+        return self._left
+
     def take(self, size: int, claimant: Claimant) -> bool:
         """Take a share. False: later, `claimant.granted` will say when."""
         if size > self._left or self._queue:
@@ -281,6 +289,11 @@ class Answers:
         """What is set aside now."""
         return self._bytes_max - self._left
 
+    @property
+    def left_bytes(self) -> int:
+        """What is not set aside; one answer that is larger than all may be makes it less than 0."""
+        return self._left
+
     def take(self, size: int, reader: Reader) -> bool:
         """Take a share. False: later, `reader.may_send` will say when."""
         if self._queue or not self._may_have(size):
@@ -329,14 +342,17 @@ class Answers:
 class Clock:
     """The lanes' own header lines, made once a second instead of once per answer."""
 
-    __slots__ = ("keep_10", "keep_11", "last", "stream", "stream_last")
+    __slots__ = ("_also", "keep_10", "keep_11", "last", "stream", "stream_last")
 
-    def __init__(self) -> None:
+    def __init__(self, origin: bytes = b"") -> None:
+        """`origin` is allowed to have the answers, if there is one."""
+        self._also = b"Access-Control-Allow-Origin: %b\r\n" % origin if origin else b""
         self.tick()
 
     def tick(self) -> None:
         """A new second has begun."""
         date = f"Server: {SERVER}\r\nDate: {formatdate(usegmt=True)}\r\n".encode("ascii")
+        date += self._also
         chunked = b"Transfer-Encoding: chunked\r\n"
         self.keep_11 = date
         self.keep_10 = date + b"Connection: keep-alive\r\n"
@@ -345,32 +361,16 @@ class Clock:
         self.stream_last = chunked + self.last
 
 
-class Connections:
-    """How many connections are open, in both lanes together, and when the last one is gone."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._none: asyncio.Event = asyncio.Event()
-
-    def opened(self) -> None:
-        self.count += 1
-
-    def closed(self) -> None:
-        self.count -= 1
-        if not self.count:
-            self._none.set()
-
-    async def none(self) -> None:
-        """Return when no connection is open; only sensible once nobody accepts new ones."""
-        while self.count:
-            self._none.clear()
-            await self._none.wait()
-
-
 def address_of(transport: asyncio.BaseTransport | None) -> str:
     """Who is at the other end, for the log."""
     peer = transport.get_extra_info("peername") if transport is not None else None
     return f"{peer[0]}:{peer[1]}" if peer else ""
+
+
+def host_of(transport: asyncio.BaseTransport) -> str:
+    """The address at the other end, as limits and proxies know it."""
+    peer = transport.get_extra_info("peername")
+    return normal_address(peer[0]) or "" if peer else ""
 
 
 def cut_off(transport: asyncio.Transport) -> None:
@@ -398,8 +398,30 @@ class Services:
     room: Room
     bodies: Allowance
     clock: Clock
-    connections: Connections
+    front: Front
+    connections: Connections = field(init=False)
     answers: Answers = field(init=False)
+    clocks: dict[bytes, Clock] = field(init=False)
+    """For answers to the origins that are told apart."""
 
     def __post_init__(self) -> None:
-        self.answers = Answers(self.settings.answers_bytes_max)
+        settings = self.settings
+        self.answers = Answers(settings.answers_bytes_max)
+        self.connections = Connections(
+            settings.connections_max,
+            settings.connections_per_address_max,
+            self.front.proxies,
+            self.context.drops,
+        )
+        self.clocks = {origin: Clock(origin) for origin in self.front.origins}
+
+    @property
+    def promised_bytes(self) -> int:
+        """What large answers and bodies may still take at once."""
+        return self.answers.left_bytes + self.bodies.left_bytes
+
+    def tick(self) -> None:
+        """What is done once a second."""
+        for clock in (self.clock, *self.clocks.values()):
+            clock.tick()
+        self.connections.tick()

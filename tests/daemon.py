@@ -34,7 +34,7 @@ PROGRAM = (sys.executable, "-m", "durable_streamsd")
 
 STDERR_SHOWN_BYTES_MAX = 8_000
 
-_LISTENING = re.compile(r"listening on (http://\S+)\n")
+_LISTENING = re.compile(r"listening on (https?://\S+)\n")
 
 
 _HAND_OVER = """

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import select
 import socket
+import ssl
 import struct
 from types import TracebackType
 from typing import NamedTuple
 from urllib.parse import urlsplit
+
+from authority import careless_context
+from tls_socket import TlsSocket
 
 PATIENCE_S = 20.0
 """After this a test fails instead of hanging; nothing is expected to take this long."""
@@ -29,15 +33,31 @@ class Closed(Exception):
 
 
 class RawClient:
-    """One connection."""
+    """One connection; `source` is the address that it comes from.
 
-    def __init__(self, url: str) -> None:
+    An https URL gets TLS, by default with a client that believes every certificate.
+    """
+
+    socket: socket.socket | TlsSocket
+
+    def __init__(
+        self, url: str, context: ssl.SSLContext | None = None, source: str | None = None
+    ) -> None:
         address = urlsplit(url)
         assert address.hostname is not None
         assert address.port is not None
         self.host = address.netloc
-        self.socket = socket.create_connection((address.hostname, address.port), PATIENCE_S)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        plain = socket.create_connection(
+            (address.hostname, address.port), PATIENCE_S, None if source is None else (source, 0)
+        )
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket = plain
+        if address.scheme == "https":
+            try:
+                self.socket = TlsSocket(plain, context or careless_context(), address.hostname)
+            except BaseException:
+                plain.close()
+                raise
         self.received = b""
 
     def __enter__(self) -> RawClient:

@@ -23,12 +23,14 @@ from durable_streamsd.core.live import Reader
 from durable_streamsd.core.message import Request, Response
 from durable_streamsd.core.problems import Code
 from durable_streamsd.daemon import build_services
+from durable_streamsd.edge.connections import Guest
 from durable_streamsd.express import connection as connection_module
 from durable_streamsd.express import lane as lane_module
 from durable_streamsd.express.body import Body, ChunkedBody, SizedBody, body_of
 from durable_streamsd.express.connection import Connection
 from durable_streamsd.express.head import CHUNKED, Head, Refused, parse_head
 from durable_streamsd.express.lane import REMEMBERED_HEAD_BYTES_MAX, Lane
+from durable_streamsd.services import Services
 from storage.disk import Disk
 from storage.store import Store
 
@@ -122,11 +124,15 @@ class FailingDisk(Disk):
 class Foreign(asyncio.Protocol):
     """Stands for a connection of the general lane."""
 
-    def __init__(self) -> None:
+    def __init__(self, services: Services) -> None:
+        self.services = services
         self.received = b""
 
     def data_received(self, data: bytes) -> None:
         self.received += data
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.services.connections.leave(cast(Guest, self))
 
 
 class Bench:
@@ -135,7 +141,7 @@ class Bench:
     def __init__(self, store: Store, settings: Settings) -> None:
         loop = asyncio.get_running_loop()
         self.services = build_services(settings, store, loop, lambda: None)
-        self.lane = Lane(self.services, Foreign)
+        self.lane = Lane(self.services, lambda: Foreign(self.services))
         self.services.committer.start()
 
     def connect(self) -> tuple[Connection, Transport]:
@@ -175,8 +181,8 @@ def run(tmp_path: Path) -> Iterator[Run]:
             try:
                 await bench.ask(encode("PUT", PATH, TEXT))
                 await scenario(bench)
-                for connection in list(bench.lane._open):
-                    connection.connection_lost(None)
+                for guest in list(bench.services.connections._guests):
+                    cast(asyncio.Protocol, guest).connection_lost(None)
                 assert bench.services.connections.count == 0
                 assert len(bench.services.hub) == 0
                 assert len(bench.services.wheel) == 0
@@ -315,7 +321,7 @@ def test_a_foreign_request_moves_the_connection(run: Run) -> None:
         await transport.answers(1)
         protocol = cast(Foreign, transport.protocol)
         assert protocol.received == foreign + behind[:20]
-        assert bench.services.connections.count == 0
+        assert bench.services.connections.count == 1
 
     run(scenario)
 
@@ -619,7 +625,7 @@ def test_draining_ends_connections_in_order(run: Run) -> None:
         await events[1].until(lambda: b"upToDate" in events[1].written)
         busy[0].data_received(encode("POST", PATH, TEXT, body=b"x"))
         bench.services.context.draining = True
-        bench.lane.drain()
+        bench.services.connections.drain()
         bench.services.hub.wake_all()
         assert idle[1].closed
         assert await busy[1].answers(1) == [204]

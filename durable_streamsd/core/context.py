@@ -11,6 +11,7 @@ from durable_streamsd.core.message import Frame, Response, SharedResponse
 from durable_streamsd.core.problems import Code, Problem
 from durable_streamsd.core.retention import RetentionRules
 from durable_streamsd.core.shared import SharedAnswers
+from durable_streamsd.drops import Drops
 
 if TYPE_CHECKING:
     from durable_streamsd.auth.gate import Gate
@@ -35,7 +36,9 @@ class Options:
     """Of one SSE data event, before its encoding; also what a slow socket has to hold."""
     public_url: str | None = None
     """Scheme and authority of absolute URLs, such as `https://example.org`; else from `Host`."""
-    cors_origin: str = "*"
+    waiters_per_stream_max: int = 0
+    """Live readers of one stream; 0: as many as come."""
+    cors_origins: tuple[str, ...] = ("*",)
     retention_rules: RetentionRules = field(default_factory=RetentionRules)
 
 
@@ -53,11 +56,14 @@ class Context:
         self.options = options or Options()
         self.monotonic_s = monotonic_s
         self.draining = False
+        self.memory_short = False
+        """Set by the daemon: large reads and new live readers are refused."""
+        self.drops = Drops()
         self.subscriptions: Desk | None = None
         """Put in by the daemon; without it the control API of subscriptions is not served."""
         self.gate: Gate | None = None
         """Put in by the daemon if it has authentication; without it everybody may do everything."""
-        self.common = common_block(self.options.cors_origin)
+        self.common = common_block(self.options.cors_origins)
         url = self.options.public_url
         self.base_url = None if url is None else url.rstrip("/").encode("ascii")
         self.random = random.Random(seed)

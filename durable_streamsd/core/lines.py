@@ -78,17 +78,21 @@ _ALLOWED = (
 _METHODS = "GET, HEAD, PUT, POST, DELETE, OPTIONS"
 
 
-def common_block(cors_origin: str) -> bytes:
+def common_block(cors_origins: tuple[str, ...]) -> bytes:
     """The lines of every answer: security headers (protocol 12.7) and CORS.
 
-    They do not depend on the request's `Origin`, so that a cache may keep one answer for all.
+    One origin is the same for all answers, so that a cache may keep one for everybody. Which of
+    several is allowed depends on who asks, and is the lane's to add.
     """
-    if not cors_origin.isascii() or not cors_origin.isprintable() or " " in cors_origin:
-        raise ValueError("the CORS origin is '*' or one origin such as https://example.org")
+    cors = (
+        f"Access-Control-Allow-Origin: {cors_origins[0]}\r\n"
+        if len(cors_origins) == 1
+        else "Vary: Origin\r\n"
+    )
     return (
         "X-Content-Type-Options: nosniff\r\n"
         "Cross-Origin-Resource-Policy: cross-origin\r\n"
-        f"Access-Control-Allow-Origin: {cors_origin}\r\n"
+        f"{cors}"
         f"Access-Control-Expose-Headers: {', '.join(_EXPOSED)}\r\n"
     ).encode("ascii")
 

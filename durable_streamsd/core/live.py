@@ -37,6 +37,7 @@ from durable_streamsd.core.lines import (
 from durable_streamsd.core.lookup import no_more
 from durable_streamsd.core.message import Frame, Request, Response, SharedResponse
 from durable_streamsd.core.offsets import NOW, format_offset
+from durable_streamsd.core.pressure import refuse_large, refuse_waiter
 from durable_streamsd.core.problems import Problem
 from durable_streamsd.core.query import Query
 from durable_streamsd.core.snapshot import SMALL_ANSWER_BYTES, begin_read, limit_of, read_chunk
@@ -132,6 +133,10 @@ async def long_poll(request: Request, path: bytes, query: Query, context: Contex
     """Answer a long-poll: data as soon as there is any, 204 at the end of time or of the stream."""
     caller = request.caller
     stream, position = await begin_read(context, path, query.offset)
+    if stream.durable_tail > position or stream.durable_closed:
+        refuse_large(stream, position, context)
+    else:
+        refuse_waiter(stream, context)
     context.store.hold(stream)
     try:
         waiting = True
@@ -209,6 +214,7 @@ async def follow(
     """
     options = context.options
     stream, position = await begin_read(context, path, query.offset)
+    refuse_waiter(stream, context)
     lifetime_s = options.sse_lifetime_s + options.sse_jitter_s * context.random.uniform(-1, 1)
     ends_s = context.monotonic_s() + max(SSE_LIFETIME_S_MIN, lifetime_s)
     cursor = following(query.cursor, context.store.now_ms(), context.cursor_salt)

@@ -6,9 +6,9 @@ from durable_streamsd.core.context import Context
 from durable_streamsd.core.message import Request
 from durable_streamsd.core.problems import Code, Problem
 
-__all__ = ["origin_of"]
+__all__ = ["HOST", "origin_of"]
 
-_HOST = re.compile(rb"(?:[0-9A-Za-z._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+HOST = re.compile(rb"(?:[0-9A-Za-z._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
 
 def origin_of(request: Request, context: Context) -> bytes:
@@ -21,6 +21,6 @@ def origin_of(request: Request, context: Context) -> bytes:
     host = request.headers.get(b"host")
     if host is None:
         return b""  # HTTP/1.0
-    if not _HOST.fullmatch(host):
+    if not HOST.fullmatch(host):
         raise Problem(Code.BAD_HOST)
     return b"%b://%b" % (request.scheme.encode("ascii"), host)

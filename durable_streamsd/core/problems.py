@@ -251,6 +251,25 @@ class Code(enum.Enum):
         "Request too slow",
         "Send the whole request in time, on a new connection.",
     )
+    TLS_REQUIRED = (
+        "tls-required",
+        400,
+        "TLS required",
+        "Use https: this port takes nothing else.",
+    )
+    TOO_MANY_REQUESTS = (
+        "too-many-requests",
+        429,
+        "Too many requests",
+        "Send fewer requests in a second; try again after Retry-After.",
+    )
+    TOO_MANY_CONNECTIONS = (
+        "too-many-connections",
+        429,
+        "Too many connections",
+        "Use the connections that are open: one address may have no more.",
+        5,
+    )
     CLOSED = (
         "closed",
         409,
@@ -392,6 +411,20 @@ class Code(enum.Enum):
         503,
         "Not ready",
         "Send requests to another instance, or try again later.",
+        5,
+    )
+    TOO_MANY_READERS = (
+        "too-many-readers",
+        503,
+        "Too many live readers",
+        "Try again later, or read without waiting: the stream is followed by as many as it may be.",
+        5,
+    )
+    MEMORY_SHORT = (
+        "memory-short",
+        503,
+        "Memory is short",
+        "Try again later; small reads and appends go on.",
         5,
     )
     HTTP_VERSION = "http-version", 505, "HTTP version not supported", "Use HTTP/1.1."

@@ -23,6 +23,7 @@ from durable_streamsd.core.lines import (
 from durable_streamsd.core.lookup import look_up
 from durable_streamsd.core.message import Request, Response
 from durable_streamsd.core.offsets import EARLIEST, NOW
+from durable_streamsd.core.pressure import refuse_large
 from durable_streamsd.core.query import Query
 from durable_streamsd.core.snapshot import (
     SMALL_ANSWER_BYTES,
@@ -40,6 +41,7 @@ __all__ = ["DirectRead", "catch_up", "head"]
 async def catch_up(request: Request, path: bytes, query: Query, context: Context) -> Response:
     """Answer a GET with what is there."""
     stream, position = await begin_read(context, path, query.offset)
+    refuse_large(stream, position, context)
     limit = await limit_of(context, stream, position, context.options.read_bytes_max)
     chunk = await read_chunk(context, stream, position, limit)
     private = is_private(request.headers, path, context)

@@ -23,7 +23,7 @@ Invariants:
 A request whose head was here before, and which the core can answer at once, runs through
 `data_received`, `_dispatch`, `settled` and `respond` and nothing else.
 
-Left out: parsing (`head`, `body`); what to answer (core); TLS.
+Left out: parsing (`head`, `body`); what to answer (core); TLS (`edge.tls_connection`).
 """
 
 import asyncio
@@ -35,7 +35,7 @@ from durable_streamsd.core.router import dispatch, failure
 from durable_streamsd.exchange import Exchange
 from durable_streamsd.express.body import Body, body_of
 from durable_streamsd.express.head import CHUNKED, Head, Refused
-from durable_streamsd.services import address_of, cut_off
+from durable_streamsd.services import address_of, cut_off, host_of
 from storage.errors import CommitError
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class Connection(Exchange, asyncio.Protocol):
         "_body",
         "_buffer",
         "_claiming",
+        "_clock",
         "_deferred",
         "_eof",
         "_head",
@@ -92,6 +93,7 @@ class Connection(Exchange, asyncio.Protocol):
     def __init__(self, lane: "Lane") -> None:
         super().__init__(lane.services)
         self._lane = lane
+        self._clock = lane.services.clock
         self._phase = HEAD
         self._peer = ""
         # what was received: `_buffer` from `_start` on was not looked at yet
@@ -109,7 +111,7 @@ class Connection(Exchange, asyncio.Protocol):
         self._progress_due = 0
         self._claiming = False
         self._share = 0  # of the allowance for bodies, in bytes
-        self._http_11 = True
+        self._http_11: bool | None = None  # nor of any request before
         self._keep_alive = True
         self._deferred: Response | None = None  # until what it rests on is durable
 
@@ -117,12 +119,12 @@ class Connection(Exchange, asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport = cast(asyncio.Transport, transport)
-        self._lane.opened(self)
         transport.set_write_buffer_limits(high=self.services.settings.write_buffer_bytes_max)
         self._peer = address_of(transport)
-        if self._lane.full:
+        refusal = self.services.connections.enter(self, host_of(transport))
+        if refusal is not None:
             # Without lingering: that would keep what there is too much of.
-            self.respond(self.services.context.problem(Code.NOT_READY), last=True)
+            self.respond(self.services.context.problem(refusal), last=True)
         else:
             self.services.wheel.arm(self, self._lane.idle_ticks)
 
@@ -172,7 +174,7 @@ class Connection(Exchange, asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._phase = CLOSED
         self._deferred = None
-        self._lane.closed(self)
+        self.services.connections.leave(self)
         self._release_body()
         self.cancel()
         self._buffer = b""
@@ -323,9 +325,12 @@ class Connection(Exchange, asyncio.Protocol):
                     answer.rests_on.waiters.append(self.settled)
                     self.services.committer.kick()
                 return
+        self.run(dispatch(self._request(head, body), self.services.context))
+
+    def _request(self, head: Head, body: bytes) -> Request:
         path, _, query = head.target.partition(b"?")
-        request = Request(head.method, path, query, head.headers, body, "http", self._peer)
-        self.run(dispatch(request, self.services.context))
+        scheme = self._lane.scheme
+        return Request(head.method, path, query, head.headers, body, scheme, self._peer)
 
     def _hand_over(self) -> None:
         """Give the connection to the general lane, from the request at `_start` on."""
@@ -368,7 +373,7 @@ class Connection(Exchange, asyncio.Protocol):
 
     def respond(self, response: Response, last: bool = False) -> None:
         keep = self._keep_alive and not last and not self.services.context.draining
-        clock = self.services.clock
+        clock = self._clock
         lines = clock.last if not keep else clock.keep_11 if self._http_11 else clock.keep_10
         body = response.body
         if body is not None and len(body) > COPIED_BODY_BYTES_MAX:
@@ -380,7 +385,7 @@ class Connection(Exchange, asyncio.Protocol):
         self._answered(keep)
 
     def start(self, response: Response) -> None:
-        clock = self.services.clock
+        clock = self._clock
         if not self._http_11:
             self._keep_alive = False  # only the connection's end can end the body
             lines = clock.last
@@ -440,10 +445,27 @@ class Connection(Exchange, asyncio.Protocol):
         """Answer that the request is no good, and end the connection with it."""
         self._release_body()
         answer = problem.response(self.services.context.common)
-        self._transport.write(answer.encode(self.services.clock.last))
+        self._transport.write(answer.encode(self._clock.last))
         self._end(linger=True)
 
     # ---- ending
+
+    @property
+    def stranger(self) -> bool:
+        """Whether it is open and has not sent a whole head yet."""
+        return self._phase == HEAD and self._http_11 is None
+
+    @property
+    def idle(self) -> bool:
+        """Whether it is open and nothing is asked or answered."""
+        return self._phase == HEAD and not self._writing_paused
+
+    def evict(self) -> None:
+        """Make room for another connection."""
+        if self.stranger:
+            self.abort()
+        else:
+            self._shut()
 
     def drain(self) -> None:
         """The daemon stops: go, unless a request is being received or answered."""

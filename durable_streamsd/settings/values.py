@@ -1,7 +1,7 @@
 """Values of settings: from what people write, and back into words.
 
-Sizes may be strings such as `64MiB`, switches `on` and `off`. What was expected instead of a wrong
-value follows from the setting's type.
+Sizes may be strings such as `64MiB`, switches `on` and `off`, lists texts with commas. What was
+expected instead of a wrong value follows from the setting's type.
 """
 
 import json
@@ -95,9 +95,11 @@ def size_words(size_bytes: int) -> str:
 
 
 def _from_words(name: str, text: str) -> object:
-    """What people write for switches and sizes, as a value; other text as it is."""
+    """What people write for switches, lists and sizes, as a value; other text as it is."""
     if isinstance(getattr(Settings(), name, None), bool):
         return {"on": True, "yes": True, "off": False, "no": False}.get(text.lower(), text)
+    if isinstance(getattr(Settings(), name, None), tuple):
+        return [part.strip() for part in text.split(",") if part.strip()]
     if "bytes" in name and (size := _SIZE.fullmatch(text)):
         return int(size[1]) * UNITS[size[2]]
     return text
@@ -133,6 +135,8 @@ def _expected(name: str) -> str:
     match kind:
         case inspect.LiteralType():  # whose values are sorted, where these are in order
             return f"one of {', '.join(get_args(get_type_hints(Settings)[name]))}"
+        case inspect.VarTupleType():
+            return 'texts such as ["a", "b"]'
         case inspect.BoolType():
             return "on or off"
         case inspect.IntType(ge=int(low), le=int(high)) if "bytes" in name:
