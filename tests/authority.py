@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 
 LANES = ["express", "general", "TLS"]
-"""The ways into the daemon, as parameters of tests; over TLS it is the express lane that is asked."""
+"""The ways into the daemon, as parameters of tests; TLS is in front of the express lane."""
 
 
 class Authority:
