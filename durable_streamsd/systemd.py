@@ -21,8 +21,8 @@ __all__ = ["ActivationError", "Service", "Watchdog", "take_listener"]
 
 LISTEN_FDS_START = 3
 """The first descriptor that is passed, by sd_listen_fds(3)."""
-NOTIFY_TIMEOUT_S = 1.0
-"""How long a manager that does not read its socket may hold us up."""
+NOTIFY_TIMEOUT_S = 0.1
+"""How long a manager that does not read its socket may hold up the loop."""
 
 log = logging.getLogger(__name__)
 

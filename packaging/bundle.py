@@ -18,6 +18,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import elf
 import toolbox
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
@@ -54,6 +55,8 @@ def assemble(tools: toolbox.Tools, wheel: Path, architecture: str, work: Path) -
         for tree in pool.map(install, PYTHONS):
             merge(tree, merged)
     _check_architecture(merged, architecture)
+    for module in merged.rglob("*.so"):
+        module.write_bytes(elf.without_debugging(module.read_bytes()))
     toolbox.normalise(merged)
     return merged
 

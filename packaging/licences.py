@@ -41,7 +41,15 @@ def describe(tree: Path) -> str:
             f"{RULE}\n{name} {one.version}: {path.name}\n{RULE}\n\n{path.read_text().strip()}\n"
             for path in files
         ]
-    return "\n".join(["The one-file program contains, unchanged:", "", *rows, "", *texts])
+    return "\n".join(
+        [
+            "The one-file program contains, unchanged but for debugging information:",
+            "",
+            *rows,
+            "",
+            *texts,
+        ]
+    )
 
 
 def add(tree: Path, text: str) -> None:

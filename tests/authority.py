@@ -19,6 +19,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
+LANES = ["express", "general", "TLS"]
+"""The ways into the daemon, as parameters of tests; TLS is in front of the express lane."""
+
 
 class Authority:
     """Signs certificates for 127.0.0.1 and localhost; its own is in `ca`."""
@@ -100,3 +103,14 @@ def careless_context() -> ssl.SSLContext:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def lane_settings(lane: str, folder: Path) -> dict[str, str]:
+    """The environment for a daemon all of whose connections start in a lane.
+
+    Certificates go to the folder.
+    """
+    settings = {"DURABLE_STREAMSD_EXPRESS_LANE": "off" if lane == "general" else "on"}
+    if lane == "TLS":
+        settings |= tls_settings(Authority(folder).issue("server"))
+    return settings

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import test_express
-from authority import Authority, tls_settings
+from authority import LANES, lane_settings
 from daemon import Daemon
 from raw_http import RawClient, encode
 from test_express import PATH, TEXT, Bench, Run, Transport
@@ -25,7 +25,6 @@ LARGE = "/v1/stream/large"
 SIZE = 512 << 10
 EVENTS = f"{LARGE}?offset=-1&live=sse"
 BYTES = "Content-Type: application/octet-stream"
-LANES = ["express", "general", "TLS"]
 
 
 class Stuck(Transport):
@@ -217,12 +216,10 @@ def test_readers_that_take_nothing_are_waited_for_only_so_long(
 ) -> None:
     """They are cut off, and who waited for their memory is answered; small answers never wait."""
     environment = {
-        "DURABLE_STREAMSD_EXPRESS_LANE": "off" if lane == "general" else "on",
         "DURABLE_STREAMSD_ANSWERS_BYTES_MAX": "4MiB",
         "DURABLE_STREAMSD_WRITE_TIMEOUT_S": "0.5",
     }
-    if lane == "TLS":
-        environment |= tls_settings(Authority(tmp_path).issue("server"))
+    environment |= lane_settings(lane, tmp_path)
     with Daemon(tmp_path / "data", env=environment) as daemon:
         block = b"x" * (4 << 20)
         with RawClient(daemon.url) as client:

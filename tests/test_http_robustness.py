@@ -10,11 +10,10 @@ import contextlib
 import itertools
 import random
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from authority import Authority, tls_settings
+from authority import LANES, lane_settings
 from daemon import Daemon
 from raw_http import Answer, Closed, RawClient, encode
 
@@ -24,16 +23,7 @@ TEXT = "Content-Type: text/plain"
 HOST = b"Host: test\r\n"
 POST = b"POST %b HTTP/1.1\r\nHost: test\r\nContent-Type: text/plain\r\n"
 
-LANES = ["express", "general", "TLS"]
 _names = itertools.count()
-
-
-def lane_settings(lane: str, folder: Path) -> dict[str, str]:
-    """The environment for a daemon of that kind; certificates go to the folder."""
-    settings = {"DURABLE_STREAMSD_EXPRESS_LANE": "off" if lane == "general" else "on"}
-    if lane == "TLS":
-        settings |= tls_settings(Authority(folder).issue("server"))
-    return settings
 
 
 @pytest.fixture(scope="module", params=LANES)

@@ -10,11 +10,10 @@ import itertools
 import resource
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from authority import Authority, tls_settings
+from authority import LANES, lane_settings
 from daemon import Daemon
 from raw_http import Closed, RawClient, encode
 from simple_http import wait_until
@@ -29,17 +28,8 @@ LORIS_COUNT = 1_000
 LORIS_LIMIT = 300
 BEGINNING = b"GET /v1/stream/x HTTP/1.1\r\nHost: "
 
-LANES = ["express", "general", "TLS"]
 _names = itertools.count()
 _addresses = (f"127.1.{high}.{low}" for high in range(256) for low in range(1, 255))
-
-
-def lane_settings(lane: str, folder: Path) -> dict[str, str]:
-    """The environment for a daemon of that kind; certificates go to the folder."""
-    settings = {"DURABLE_STREAMSD_EXPRESS_LANE": "off" if lane == "general" else "on"}
-    if lane == "TLS":
-        settings |= tls_settings(Authority(folder).issue("server"))
-    return settings
 
 
 def started(lane: str, factory: pytest.TempPathFactory, **settings: object) -> Daemon:

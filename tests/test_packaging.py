@@ -85,6 +85,7 @@ def test_nothing_of_the_builder_is_inside(release: Release, architecture: str) -
                 assert magic[:4] == b"\x7fELF"
                 machine = {62: "x86_64", 183: "aarch64"}[int.from_bytes(magic[18:20], "little")]
                 assert machine == architecture
+                assert archive.read(entry)[40:48] == bytes(8)  # no sections: nothing for debuggers
             elif entry.file_size < 1 << 20:
                 assert str(ROOT).encode() + b"/" not in archive.read(entry), entry.filename
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from typing import NamedTuple
 import pytest
 from authority import Authority, careless_context, tls_settings
 from cryptography import x509
-from daemon import Daemon
+from daemon import ROOT, Daemon
 from raw_http import Closed, RawClient, encode
 from simple_http import wait_until
 from tls_socket import TlsSocket
@@ -163,6 +164,23 @@ def test_openssl_agrees(served: Served) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.endswith(b"\r\n\r\nok\n")
+
+
+def test_the_command_line_speaks_https(served: Served) -> None:
+    """With the authority that SSL_CERT_FILE names; without, it says what is wrong."""
+    command = [sys.executable, "-m", "durable_streamsd", "head", "cli"]
+    with connect(served) as client:
+        client.request("PUT", "/v1/stream/cli", TEXT)
+    for trusted, said in (
+        ({"SSL_CERT_FILE": str(served.authority.ca)}, "text/plain"),
+        ({}, "its certificate is not accepted: unable to get local issuer certificate"),
+    ):
+        environment = {**os.environ, "STREAM_URL": f"{served.daemon.url}/v1/stream", **trusted}
+        result = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+        )
+        assert result.returncode == (0 if trusted else 1)
+        assert said in result.stdout + result.stderr
 
 
 def test_plain_http_is_told(served: Served) -> None:

@@ -32,14 +32,13 @@ def malformed(detail: str) -> Problem:
     return Problem(Code.BAD_AUTHORIZATION, _challenge(b"invalid_request"), detail=detail)
 
 
-def forbidden(right: str, *, producer: bool = False) -> Problem:
+def forbidden(detail: str, *, producer: bool = False) -> Problem:
     """The token is good, and not for this.
 
     To a request of a producer that is 401, where RFC 6750 would have 403: that is how the protocol
     says *stale epoch*, and the TypeScript producer then claims one epoch after the other for ever.
     """
     code = Code.NOT_PERMITTED if producer else Code.FORBIDDEN
-    detail = f"This needs the right '{right}', which the token does not have here."
     return Problem(code, _challenge(b"insufficient_scope"), detail=detail)
 
 

@@ -144,7 +144,14 @@ def revoke(path: Path, wanted: tuple[str, ...]) -> None:
 
 @token.command()
 @server_options
-@click.option("--ttl", "ttl_s", type=click.IntRange(1, 3_600), metavar="SECONDS", default=300)
+@click.option(
+    "--ttl",
+    "ttl_s",
+    type=click.IntRange(1, 3_600),
+    default=300,
+    metavar="SECONDS",
+    help="For how long it is good, up to 3600 [300].",
+)
 def lend(server: Server, path: str, ttl_s: int) -> None:
     """Print a token that reads one stream for a while.
 

@@ -10,6 +10,7 @@ Invariants:
 
 import json
 import os
+import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Self
@@ -259,8 +260,7 @@ class StreamClient:
                     raise await refusal_of(response, str(url))
                 yield response
         except aiohttp.ClientConnectorError as error:
-            number = error.os_error.errno
-            reason = os.strerror(number).lower() if number else str(error.os_error)
+            reason = _reason(error.os_error)
             raise Unreachable(f"cannot connect to {url} ({reason})", sent=False) from error
         except aiohttp.ConnectionTimeoutError as error:
             reason = f"no answer in {CONNECT_SECONDS_MAX:g} s"
@@ -279,3 +279,12 @@ def _encoded(query: Mapping[str, str]) -> str:
         f"{name}={quote(value.encode('utf-8', 'surrogateescape'), safe='/~')}"
         for name, value in query.items()
     )
+
+
+def _reason(error: OSError) -> str:
+    """Why there is no connection, in a few words."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not accepted: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS failed: {error.reason or error}"
+    return os.strerror(error.errno).lower() if error.errno else str(error)

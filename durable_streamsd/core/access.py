@@ -35,10 +35,14 @@ __all__ = [
     "check_still",
     "check_stream",
     "check_subject",
-    "identify",
 ]
 
 _PARAMETER: Final = QUERY_PARAMETER.encode() + b"="
+
+_LISTING: Final = (
+    "A listing needs the right 'read' on everything that begins with its prefix, as 'read:chat/**' "
+    "is for the prefix 'chat/'."
+)
 
 _RIGHTS: Final = {
     "GET": Right.READ,
@@ -66,36 +70,33 @@ def admit(
     else:
         caller = gate.caller(headers)
     if not caller.may(right, path):
-        _refuse(caller, right, headers, context)
+        _refuse(caller, _missing(right), headers, context)
     return caller, query
 
 
-def identify(request: Request, context: Context) -> None:
-    """Find out who sends a request that is not about one stream. Raises `Problem`."""
-    if context.gate is not None:
+def _identify(request: Request, context: Context) -> Caller | None:
+    """Who sends a request; found out here if `admit` was not asked. Raises `Problem`."""
+    if context.gate is not None and request.caller is None:
         request.caller = context.gate.caller(request.headers)
+    return request.caller
 
 
 def check_stream(request: Request, right: Right, path: bytes, context: Context) -> None:
     """Let only those pass who have this right on a stream. Raises `Problem`."""
-    caller = request.caller
+    caller = _identify(request, context)
     if caller is not None and not caller.may(right, path):
-        _refuse(caller, right, request.headers, context)
+        _refuse(caller, _missing(right), request.headers, context)
 
 
 def check_prefix(request: Request, prefix: bytes, context: Context) -> None:
     """Let only those pass who may read whatever begins with this. Raises `Problem`."""
-    caller = request.caller
+    caller = _identify(request, context)
     if caller is not None and not caller.scopes.covers_prefix(Right.READ, prefix):
-        _refuse(caller, Right.READ, request.headers, context)
+        _refuse(caller, _LISTING, request.headers, context)
 
 
 def check_metrics(request: Request, context: Context) -> None:
-    """Find out who sends the request, and let only those pass who may see how the daemon is doing.
-
-    Raises `Problem`.
-    """
-    identify(request, context)
+    """Let only those pass who may see how the daemon is doing. Raises `Problem`."""
     check_subject(request, Right.METRICS, EVERYTHING, (), context)
 
 
@@ -110,13 +111,15 @@ def check_subject(
 
     Raises `Problem`.
     """
-    caller = request.caller
+    caller = _identify(request, context)
     if caller is None or caller.scopes.covers(right, EVERYTHING):
         return
-    if pattern is not None and not caller.scopes.covers(right, pattern):
-        _refuse(caller, right, request.headers, context)
-    if not caller.scopes.has(right) or not all(caller.may(right, path) for path in paths):
-        _refuse(caller, right, request.headers, context)
+    if (
+        not caller.scopes.has(right)
+        or (pattern is not None and not caller.scopes.covers(right, pattern))
+        or not all(caller.may(right, path) for path in paths)
+    ):
+        _refuse(caller, _missing(right), request.headers, context)
 
 
 def check_still(caller: Caller | None, context: Context) -> None:
@@ -125,13 +128,14 @@ def check_still(caller: Caller | None, context: Context) -> None:
         raise bad_token("The token has expired, or was revoked.")
 
 
-def _refuse(
-    caller: Caller, right: Right, headers: dict[bytes, bytes], context: Context
-) -> NoReturn:
+def _refuse(caller: Caller, detail: str, headers: dict[bytes, bytes], context: Context) -> NoReturn:
     if context.gate is not None and caller is context.gate.anonymous:
         raise unauthenticated()
-    assert right.name is not None
-    raise forbidden(right.name.lower(), producer=b"producer-epoch" in headers)
+    raise forbidden(detail, producer=b"producer-epoch" in headers)
+
+
+def _missing(right: Right) -> str:
+    return f"This needs the right '{str(right.name).lower()}', which the token does not have here."
 
 
 def _take_token(query: bytes) -> tuple[bytes, bytes]:

@@ -16,7 +16,6 @@ import re
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-from durable_streamsd.core.access import identify
 from durable_streamsd.core.context import Context
 from durable_streamsd.core.effects import Durable, Effect
 from durable_streamsd.core.lending import lend_token
@@ -55,9 +54,6 @@ _ROUTES: dict[tuple[str, ...], dict[str, Handler]] = {
 }
 
 
-_WITH_TOKENS_OF_THEIR_OWN: Final = (["callback"], ["ack"], ["release"])
-
-
 async def control(request: Request, context: Context) -> Response:
     """Answer a request for a reserved path."""
     try:
@@ -78,7 +74,6 @@ async def _route(request: Request, context: Context) -> Response:
         for raw in request.path[len(STREAM_ROOT) :].split(b"/")
     ]
     if segments == ["streams"]:
-        identify(request, context)
         return await list_streams(request, context)
     desk = context.subscriptions
     if desk is None or not segments:
@@ -88,7 +83,6 @@ async def _route(request: Request, context: Context) -> Response:
         return await _jwks(context, desk)
     if segments == ["tokens"]:
         _check_method(request, ("POST",))
-        identify(request, context)
         return await lend_token(request, context, desk)
     if segments[0] != "subscriptions" or len(segments) < 2:
         raise _nothing_here()
@@ -97,15 +91,12 @@ async def _route(request: Request, context: Context) -> Response:
         raise invalid(f"A subscription's id has 1 to {ID_BYTES_MAX} bytes, none of them control.")
     if segments[2:3] == ["streams"] and len(segments) > 3:
         _check_method(request, ("DELETE",))
-        identify(request, context)
         path = check_path("/".join(segments[3:]).encode())
         return await remove_stream(request, path, identity, context, desk)
     handlers = _ROUTES.get(tuple(segments[2:]))
     if handlers is None:
         raise _nothing_here()
     _check_method(request, tuple(handlers))
-    if segments[2:] not in _WITH_TOKENS_OF_THEIR_OWN:
-        identify(request, context)
     return await handlers[request.method](request, identity, context, desk)
 
 
