@@ -27,6 +27,8 @@ FLAGS = {
     "max-body": "body_bytes_max",
     "public-url": "public_url",
     "log-level": "log_level",
+    "log-format": "log_format",
+    "access-log": "access_log",
     "webhook-targets": "webhook_targets",
 }
 """Flags by the setting they set."""
@@ -50,6 +52,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Scheme and authority of absolute URLs; without it they are built from `Host`."""
     cors_origin: str = "*"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+    access_log: bool = False
+    """A line for every request."""
     express_lane: bool = True
     """Off: every connection starts in the general lane. For tests and for suspicion."""
 

@@ -26,14 +26,18 @@ import msgspec
 import uvloop
 
 import durable_streamsd
+from durable_streamsd.access import set_up_access_log
 from durable_streamsd.committer import Committer
+from durable_streamsd.conditions import Conditions
 from durable_streamsd.config import Settings
 from durable_streamsd.core.context import Context, Options
 from durable_streamsd.core.retention import RetentionRules
 from durable_streamsd.express.lane import Lane
 from durable_streamsd.general import General
 from durable_streamsd.hub import Hub
-from durable_streamsd.logs import set_up_logging
+from durable_streamsd.logs import fields, set_up_logging
+from durable_streamsd.metrics.counts import Counts
+from durable_streamsd.metrics.exposition import MetricsPage
 from durable_streamsd.retainer import Retainer
 from durable_streamsd.services import (
     Allowance,
@@ -81,7 +85,9 @@ def run(settings: Settings, on_listening: Callable[[str], None] | None = None) -
 
     `on_listening` is called with the URL after the first line was printed.
     """
-    set_up_logging(settings.log_level)
+    set_up_logging(settings.log_level, settings.log_format)
+    if settings.access_log:
+        set_up_access_log()
     faulthandler.enable()  # a damaged page of the index can end the process without a word
     limits = Limits(
         # A batch never spans two segments, and one append may be as large as a body.
@@ -111,6 +117,7 @@ class Daemon:
     def __init__(self, settings: Settings, store: Store) -> None:
         self._settings = settings
         self._store = store
+        self._conditions = Conditions(store)
 
     async def serve(
         self, listener: socket.socket, on_listening: Callable[[str], None] | None
@@ -128,6 +135,7 @@ class Daemon:
         self._retainer = Retainer(services)
         self._general = General(services)
         self._lane = Lane(services, self._general)
+        services.context.exposition = MetricsPage(services, self._lane)
         desk = services.desk
         try:
             left_over = desk.load()
@@ -150,7 +158,10 @@ class Daemon:
         gc.freeze()
         gc.set_threshold(20_000, 20, 100)
         url = _url_of(listener)
-        log.info("%s", _introduction(self._store, url))
+        _say_what_opening_took(self._store)
+        data_dir = str(self._store.directory.path.absolute())
+        version = durable_streamsd.__version__
+        log.info("started", extra=fields(version=version, data_dir=data_dir, url=url))
         print(f"listening on {url}", flush=True)
         if on_listening is not None:
             on_listening(url)
@@ -167,6 +178,7 @@ class Daemon:
         self._ticker = asyncio.get_running_loop().call_later(TICK_S, self._tick)
         self._services.clock.tick()
         self._services.context.tick()
+        self._services.counts.tick()
         self._services.committer.kick()  # for what the store's tick finds: expiries are records
         self._room_made()
         self._retainer.look()
@@ -176,6 +188,7 @@ class Daemon:
         """A batch was settled or the index got further: there may be room for more."""
         self._indexer.poll()
         self._services.room.release()
+        self._conditions.look()
 
     async def _drain(self, server: asyncio.Server) -> None:
         """Take no more requests; let those that are here end, but not for ever."""
@@ -221,15 +234,15 @@ class Daemon:
         return 0
 
 
-def _introduction(store: Store, url: str) -> str:
-    """What is running where, and what opening the store took."""
+def _say_what_opening_took(store: Store) -> None:
     recovered = store.recovered
-    data_dir = store.directory.path.absolute()
-    return (
-        f"version {durable_streamsd.__version__} serves {data_dir} at {url}; "
-        f"recovery: {recovered.records} records indexed, "
-        f"{recovered.torn_bytes} bytes of an unfinished write ignored, "
-        f"{'the last' if recovered.moved else 'no'} batch moved to a new segment"
+    log.info(
+        "recovered: the index has all of the log; unfinished bytes were never acknowledged",
+        extra=fields(
+            records=recovered.records,
+            unfinished_bytes=recovered.torn_bytes,
+            last_batch_moved=bool(recovered.moved),
+        ),
     )
 
 
@@ -250,18 +263,20 @@ def build_services(
         cors_origin=settings.cors_origin,
         retention_rules=RetentionRules(settings.retention),
     )
+    counts = Counts()
     hub = Hub(loop)
     workers = Workers(loop)
     desk = Desk(store, Reach(settings.webhook_targets))
     context = Context(store, options)
     context.subscriptions = desk
+    context.on_problem = counts.refusals.told
     return Services(
         settings=settings,
         store=store,
         context=context,
         hub=hub,
         wheel=Wheel(loop),
-        committer=Committer(store, hub, loop, on_settled, _die, desk.committed),
+        committer=Committer(store, hub, loop, on_settled, _die, counts.commits, desk.committed),
         desk=desk,
         workers=workers,
         loader=Loader(store, workers),
@@ -269,6 +284,7 @@ def build_services(
         bodies=Allowance(max(settings.bodies_bytes_max, settings.body_bytes_max)),
         clock=Clock(),
         connections=Connections(),
+        counts=counts,
     )
 
 

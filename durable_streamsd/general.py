@@ -29,6 +29,7 @@ from durable_streamsd.core.router import dispatch
 from durable_streamsd.exchange import Exchange
 from durable_streamsd.express.connection import PROGRESS_BYTES, SMALL_BODY_BYTES
 from durable_streamsd.express.head import CHUNKED, Head, Refused, judge_head
+from durable_streamsd.metrics.tally import Tally
 from durable_streamsd.services import SERVER, Services, address_of, cut_off
 
 __all__ = ["General"]
@@ -47,10 +48,11 @@ _ABORTED: Final = _End()
 class TaskExchange(Exchange):
     """An exchange whose sinks hand over to the task that runs `next`."""
 
-    __slots__ = ("_outbox", "_ready", "last", "streaming")
+    __slots__ = ("_outbox", "_ready", "last", "streaming", "tally")
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, tally: Tally) -> None:
         super().__init__(services)
+        self.tally = tally
         self.last = False
         self.streaming = False
         self._outbox: deque[Response | Frame | _End] = deque()
@@ -86,6 +88,12 @@ class TaskExchange(Exchange):
 
     def abort(self) -> None:
         self._put(_ABORTED)
+
+
+def tally_of(request: web.BaseRequest, services: Services) -> Tally:
+    """What counts a request, from here on."""
+    peer = address_of(request.transport)
+    return Tally(services.counts.operations, peer, log=services.settings.access_log)
 
 
 class Claim:
@@ -190,6 +198,10 @@ class Protocol(web.RequestHandler):
             log.error("the task of a request failed", exc_info=exc)
             code = Code.INTERNAL_ERROR
         problem = self._services.context.problem(code)
+        if request.method == "UNKNOWN":  # aiohttp's word for what could not be parsed
+            tally = tally_of(request, self._services)
+            tally.answered(problem.status, len(problem.body or b""))
+            tally.ended()
         # aiohttp takes a request that it could not parse for HTTP/1.0, where closing goes unsaid.
         headers = [*problem.fields(), ("Server", SERVER), ("Connection", "close")]
         answer = web.Response(status=problem.status, headers=headers, body=problem.body)
@@ -222,13 +234,16 @@ class General(web.Server):
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         services = self._services
         claim = Claim(services)
-        exchange = TaskExchange(services)
+        exchange = TaskExchange(services, tally_of(request, services))
         try:
             if services.connections.count > services.settings.connections_max:
+                services.counts.refusals.hit("connections_max")
                 raise Refused(Code.NOT_READY)
             head = self._head_of(request)
+            exchange.tally.is_for(head.method, head.target)
             body = await self._body_of(request, head, claim)
             path, _, query = head.target.partition(b"?")
+            exchange.tally.begun(len(body))
             peer = address_of(request.transport)
             message = Request(head.method, path, query, head.headers, body, "http", peer)
             # aiohttp takes a chunked body's trailers for headers of the request behind it.
@@ -241,6 +256,7 @@ class General(web.Server):
         finally:
             # Cancelled because the connection is lost, or all said: either way nothing is left.
             exchange.cancel()
+            exchange.tally.ended()
             claim.release()
 
     def _head_of(self, request: web.BaseRequest) -> Head:
@@ -288,6 +304,7 @@ class General(web.Server):
                             body += piece
                             too_large = len(body) > settings.body_bytes_max
             except TimeoutError:
+                self._services.counts.refusals.hit("body_timeout_s")
                 raise Refused(Code.REQUEST_TIMEOUT) from None
             except web.RequestPayloadError:
                 raise Refused(Code.BAD_REQUEST) from None
@@ -305,6 +322,7 @@ class General(web.Server):
         if not exchange.streaming:
             return await self._send(first, request, exchange.last, exchange)
         stream = self._aiohttp_response(first, exchange.last)
+        exchange.tally.started(first.status)
         await self._in_time(stream.prepare(request), request)
         chunked = request.version == HttpVersion11
         while isinstance(item := await exchange.next(), Frame):
@@ -324,6 +342,7 @@ class General(web.Server):
         if transport is None or transport.is_closing():
             raise ConnectionResetError
         self._begin_write(frame.size, exchange, request)
+        exchange.tally.sent(frame.size)
         transport.write(frame.chunked if chunked else frame.plain)
         await self._in_time(request.writer.drain(), request)
         self._end_write(exchange, request)
@@ -337,6 +356,7 @@ class General(web.Server):
     ) -> web.StreamResponse:
         body = response.body or b""
         answer = self._aiohttp_response(response, last)
+        exchange.tally.answered(response.status, len(body))
         await self._in_time(answer.prepare(request), request)
         self._begin_write(len(body), exchange, request)
         await self._in_time(answer.write_eof(body), request)
@@ -368,11 +388,16 @@ class General(web.Server):
 
     async def _in_time(self, step: Awaitable[object], request: web.BaseRequest) -> None:
         """Await a write, but not for ever: cut off a reader that takes nothing."""
+        counts = self._services.counts
+        counts.lagging += 1  # for as long as it takes: most often, until the next line
         try:
             async with asyncio.timeout(self._services.settings.write_timeout_s):
                 await step
         except TimeoutError:
+            counts.refusals.hit("write_timeout_s")
             self._cut(request)
+        finally:
+            counts.lagging -= 1
 
     def _cut(self, request: web.BaseRequest) -> NoReturn:
         if request.transport is not None:

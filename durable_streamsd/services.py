@@ -30,6 +30,7 @@ from durable_streamsd.committer import Committer
 from durable_streamsd.config import Settings
 from durable_streamsd.core.context import Context
 from durable_streamsd.hub import Hub
+from durable_streamsd.metrics.counts import Counts
 from durable_streamsd.subscriptions.desk import Desk
 from durable_streamsd.wheel import Wheel
 from storage.errors import Latched
@@ -192,6 +193,11 @@ class Room:
         self._store = store
         self._waiters: deque[Resumable] = deque()
 
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return len(self._waiters)
+
     def wait(self, waiter: Resumable) -> None:
         """Resume `waiter` when it is its turn; fail it when the store will take no more writes."""
         self._waiters.append(waiter)
@@ -223,6 +229,11 @@ class Allowance:
         self._left = bytes_max
         self._granting = False
         self._queue: OrderedDict[Claimant, int] = OrderedDict()
+
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return len(self._queue)
 
     def take(self, size: int, claimant: Claimant) -> bool:
         """Take a share. False: later, `claimant.granted` will say when."""
@@ -280,6 +291,11 @@ class Answers:
     def outstanding_bytes(self) -> int:
         """What is set aside now."""
         return self._bytes_max - self._left
+
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return len(self._queue)
 
     def take(self, size: int, reader: Reader) -> bool:
         """Take a share. False: later, `reader.may_send` will say when."""
@@ -399,6 +415,7 @@ class Services:
     bodies: Allowance
     clock: Clock
     connections: Connections
+    counts: Counts
     answers: Answers = field(init=False)
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ from durable_streamsd.core.retention import RetentionRules
 from durable_streamsd.core.shared import SharedAnswers
 
 if TYPE_CHECKING:
+    from durable_streamsd.core.metrics import Exposition
     from durable_streamsd.subscriptions.desk import Desk
     from storage.store import Store
 
@@ -52,6 +53,10 @@ class Context:
         self.options = options or Options()
         self.monotonic_s = monotonic_s
         self.draining = False
+        self.on_problem: Callable[[Code], None] = lambda code: None
+        """Put in by the daemon: is told the code of every error answer outside `__ds`."""
+        self.exposition: Exposition | None = None
+        """Put in by the daemon; without it there is no `/metrics`."""
         self.subscriptions: Desk | None = None
         """Put in by the daemon; without it the control API of subscriptions is not served."""
         self.common = common_block(self.options.cors_origin)
@@ -69,7 +74,12 @@ class Context:
 
     def problem(self, code: Code) -> Response:
         """An error answer for what a lane found before there was a request to dispatch."""
-        return Problem(code).response(self.common)
+        return self.failed(Problem(code))
+
+    def failed(self, problem: Problem) -> Response:
+        """The answer that a problem is."""
+        self.on_problem(problem.code)
+        return problem.response(self.common)
 
 
 @dataclass(frozen=True, slots=True)

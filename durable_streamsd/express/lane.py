@@ -1,6 +1,7 @@
 """What the connections of the express lane share, and which requests are theirs."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 
 from durable_streamsd.core.health import HEALTH_PATHS
@@ -8,6 +9,8 @@ from durable_streamsd.core.paths import STREAM_ROOT
 from durable_streamsd.core.router import direct_of
 from durable_streamsd.express.connection import Connection
 from durable_streamsd.express.head import Head, parse_head
+from durable_streamsd.express.logged import LoggedConnection
+from durable_streamsd.metrics.operations import Operation
 from durable_streamsd.services import Services
 from durable_streamsd.wheel import ticks_of
 
@@ -37,19 +40,21 @@ class Lane:
         self.write_ticks = ticks_of(settings.write_timeout_s)
         self.linger_ticks = ticks_of(settings.linger_timeout_s)
         self._general = general
+        self._connection = LoggedConnection if settings.access_log else Connection
         self._open: set[Connection] = set()
         self.heads: dict[bytes, Head] = {}
         """By their bytes, heads that are likely to come again: from the same client, or from others
         who read the same. Measured: 4 µs less for each that is found here."""
 
     def __call__(self) -> Connection:
-        return Connection(self)
+        return self._connection(self)
 
     def parse(self, data: bytes) -> Head:
         """Parse a head, and remember it if that may be of use. Raises Refused."""
         settings = self.services.settings
         head = parse_head(data, settings.head_fields_max)
         head.served = self.serves(head)
+        head.operation = self.services.counts.operations.of(head.method, head.target)
         if not 0 <= head.length <= settings.body_bytes_max or not head.served:
             return head
         head.direct = direct = direct_of(head.method, head.target, head.headers)
@@ -68,6 +73,18 @@ class Lane:
         if target.startswith(STREAM_ROOT):
             return not target.startswith(_RESERVED)
         return target in HEALTH_PATHS
+
+    def look(self) -> tuple[Counter[Operation], int]:
+        """What is being answered on how many connections, and how many of all have a client that
+        has not taken what was written."""
+        answering: Counter[Operation] = Counter()
+        lagging = 0
+        for connection in self._open:
+            lagging += connection.lagging
+            operation = connection.answering
+            if operation is not None:
+                answering[operation] += 1
+        return answering, lagging
 
     @property
     def full(self) -> bool:
