@@ -27,6 +27,8 @@ from durable_streamsd.services import Services
 
 __all__ = ["families"]
 
+VERSION = durable_streamsd.__version__  # which is looked up each time
+
 
 def families(services: Services, lane: Lane, survey: Survey) -> Iterator[Metric]:
     """Every family. On the loop's thread."""
@@ -47,7 +49,7 @@ def _state(services: Services) -> Iterator[Metric]:
     yield InfoMetricFamily(
         f"{PREFIX}build",
         "Versions of the daemon and of Python.",
-        value={"version": durable_streamsd.__version__, "python": python_version()},
+        value={"version": VERSION, "python": python_version()},
     )
     ready = not (store.latched or context.draining)
     yield gauge("ready", "1 if writes are taken, as /readyz says.", ready)
