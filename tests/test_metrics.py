@@ -221,6 +221,8 @@ def test_openmetrics_is_spoken_to_who_asks_for_it(daemon: Daemon) -> None:
     families = parse_openmetrics(answer.body.decode())  # type: ignore[no-untyped-call]
     names = {family.name for family in families}
     assert {"process_cpu_seconds", "python_gc_collections", "durable_streamsd_build"} <= names
+    for strange in ("application/openmetrics-text; version=x", "application/openmetrics-text;\xe9"):
+        assert ask(daemon, "GET", "/metrics", headers={"Accept": strange}).status == 200
     head = ask(daemon, "HEAD", "/metrics")
     assert (head.status, head.body) == (200, b"")
     assert ask(daemon, "POST", "/metrics", b"x").status == 405

@@ -4,6 +4,7 @@ Numbers are taken down on the loop's thread, which alone changes them; asking th
 that, and writing text after it, are left to another.
 """
 
+import logging
 from collections.abc import Iterable
 
 from prometheus_client import (
@@ -18,10 +19,16 @@ from prometheus_client.registry import Collector
 
 from durable_streamsd.express.lane import Lane
 from durable_streamsd.metrics.collector import families
-from durable_streamsd.metrics.survey import Survey, survey
+from durable_streamsd.metrics.survey import UNKNOWN, Survey, survey
 from durable_streamsd.services import Services
 
 __all__ = ["MetricsPage"]
+
+MEDIA_TYPE = "application/openmetrics-text"
+OPENMETRICS = f"{MEDIA_TYPE}; version=1.0.0"
+
+
+log = logging.getLogger(__name__)
 
 
 class Taken(Collector):
@@ -42,8 +49,12 @@ class MetricsPage:
         self._lane = lane
 
     def survey(self) -> Survey:
-        """What the file system says. Raises `OSError`."""
-        return survey(self._services.store)
+        """What the file system says; a disk that is gone keeps nobody from seeing the rest."""
+        try:
+            return survey(self._services.store)
+        except OSError as error:
+            log.warning("the data directory cannot be looked at: %s", error)
+            return UNKNOWN
 
     def gather(self, survey: Survey) -> list[Metric]:
         """All of the daemon's own families."""
@@ -56,5 +67,6 @@ class MetricsPage:
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
-        encoder, content_type = choose_encoder(accept)
+        # Nothing else of what a client sends is passed on: the library trusts it, and repeats it.
+        encoder, content_type = choose_encoder(OPENMETRICS if MEDIA_TYPE in accept else "")
         return content_type, encoder(registry)

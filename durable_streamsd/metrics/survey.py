@@ -1,22 +1,26 @@
 """What has to be asked of the file system, and so is asked in a thread."""
 
 import contextlib
+import math
 import os
 from typing import NamedTuple
 
 from storage.store import Store
 
-__all__ = ["Survey", "survey"]
+__all__ = ["UNKNOWN", "Survey", "survey"]
 
 
 class Survey(NamedTuple):
     """The disk that has the data directory, and the log's files on it, in bytes."""
 
-    disk_bytes: int
-    free_bytes: int
+    disk_bytes: float
+    free_bytes: float
     """What an unprivileged process may still use."""
-    segments: int
-    segments_bytes: int
+    segments: float
+    segments_bytes: float
+
+
+UNKNOWN = Survey(math.nan, math.nan, math.nan, math.nan)
 
 
 def survey(store: Store) -> Survey:
