@@ -8,6 +8,7 @@ Left out: where values come from (`settings`), and the limits of the storage eng
 to choose (`storage.limits`).
 """
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -34,6 +35,7 @@ FLAGS = {
 """Flags by the setting they set."""
 
 KIB, MIB = 1 << 10, 1 << 20
+_VISIBLE = re.compile(r"[!-~]*")
 
 Seconds = Annotated[float, Meta(ge=0.05, le=86_400)]
 Count = Annotated[int, Meta(ge=1, le=1 << 30)]
@@ -116,7 +118,17 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 def wrong_together(settings: Settings) -> Iterator[tuple[str, str]]:
     """What no type says: the setting at fault, and a sentence on what is expected of it."""
-    if settings.public_url is not None:
-        url = urlsplit(settings.public_url)
-        if url.scheme not in ("http", "https") or not url.netloc or url.path.strip("/"):
-            yield "public_url", "expected scheme and host, such as https://streams.example.org"
+    if settings.public_url is not None and not _is_origin(settings.public_url):
+        yield "public_url", "expected scheme and host, such as https://streams.example.org"
+    if "\0" in settings.data_dir:
+        yield "data_dir", "expected the path of a directory"
+
+
+def _is_origin(text: str) -> bool:
+    """Whether this is scheme and host of a URL, and may be put in front of a path."""
+    try:
+        url = urlsplit(text)
+    except ValueError:  # brackets that hold no address
+        return False
+    plain = _VISIBLE.fullmatch(text) and not (url.path.strip("/") or url.query or url.fragment)
+    return bool(plain and url.netloc and url.scheme in ("http", "https"))

@@ -136,7 +136,7 @@ def test_what_show_prints_is_a_configuration_file(tmp_path: Path) -> None:
     """Its output, read as a file, gives the settings that it was made from."""
     given = tmp_path / "given.toml"
     given.write_text(
-        "cors-origin = 'say \"x\" \\ ü'\nmax-body = 4097\nlong-poll-timeout = 0.125\n"
+        "host = 'say \"x\" \\ ü'\nmax-body = 4097\nlong-poll-timeout = 0.125\n"
         + reference(examples=True)
     )
     shown = tmp_path / "shown.toml"
