@@ -20,8 +20,10 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
+from time import monotonic
 
 from durable_streamsd.hub import Hub
+from durable_streamsd.metrics.commits import Arrivals, CommitCounts
 from storage.errors import CommitError, Latched
 from storage.pending import Sealed
 from storage.state import Stream
@@ -46,6 +48,7 @@ class Committer:
         loop: asyncio.AbstractEventLoop,
         on_settled: Callable[[], None],
         on_fatal: Callable[[], None],
+        counts: CommitCounts,
         on_woken: Callable[[Sequence[Stream]], None] = lambda streams: None,
     ) -> None:
         self._store = store
@@ -54,6 +57,10 @@ class Committer:
         self._on_settled = on_settled
         self._on_fatal = on_fatal
         self._on_woken = on_woken
+        self._counts = counts
+        self._arriving, self._arrived = Arrivals(), Arrivals()
+        """For the batch that fills, and for the one in flight."""
+        self._turn_s = 0.0
         self._queue: SimpleQueue[Sealed | Callable[[], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
         self._scheduled = False
@@ -72,6 +79,7 @@ class Committer:
         """
         if not self._scheduled:
             self._scheduled = True
+            self._turn_s = monotonic()
             self._loop.call_soon(self._seal)
 
     def ask(self, answered: Callable[[], None]) -> None:
@@ -92,6 +100,10 @@ class Committer:
 
     def _seal(self) -> None:
         self._scheduled = False
+        # In the middle of the turn, which is when they came on the average.
+        came_s = (self._turn_s + monotonic()) / 2
+        waiting = len(self._store.open_batch.waiters)
+        self._arriving.note(came_s, waiting, last=not self._in_flight)
         if self._in_flight:
             return  # `_settle` seals again
         try:
@@ -104,6 +116,7 @@ class Committer:
             self._idle.set()
             return
         self._in_flight = True
+        self._arrived, self._arriving = self._arriving, Arrivals()
         self._queue.put(sealed)
 
     def _run(self) -> None:
@@ -119,6 +132,7 @@ class Committer:
             self._loop.call_soon_threadsafe(sealed)
             return True
         error: CommitError | None = None
+        began_s = monotonic()
         try:
             self._store.write(sealed)
         except CommitError as failure:
@@ -126,10 +140,11 @@ class Committer:
         except BaseException as failure:
             log.critical("writing a batch failed in a way nobody foresaw", exc_info=True)
             error = Latched(f"an unexpected {type(failure).__name__} while writing")
-        self._loop.call_soon_threadsafe(self._settle, sealed, error)
+        took_s = monotonic() - began_s
+        self._loop.call_soon_threadsafe(self._settle, sealed, error, took_s)
         return True
 
-    def _settle(self, sealed: Sealed, error: CommitError | None) -> None:
+    def _settle(self, sealed: Sealed, error: CommitError | None, took_s: float) -> None:
         try:
             finished = self._store.finish(sealed, error)
         except Exception:
@@ -138,9 +153,12 @@ class Committer:
             return
         if error is not None:
             log.error("a batch did not become durable: %s", error)
+            self._arriving = Arrivals()  # they are told now, too
+        self._counts.settled(sealed, error, took_s)
         self._in_flight = False
         self._hub.wake(finished.woken)
         self._on_woken(finished.woken)
+        began_s = monotonic()
         for batch in finished.batches:
             for waiter in batch.waiters:
                 try:
@@ -148,5 +166,7 @@ class Committer:
                 except Exception:
                     log.exception("a waiter failed when it was told about its batch")
             batch.waiters.clear()  # a batch outlives its answers, connections must not
+        if error is None:
+            self._arrived.told((began_s + monotonic()) / 2, self._counts.ack_s)
         self._on_settled()
         self.kick()

@@ -30,6 +30,8 @@ FLAGS = {
     "max-body": "body_bytes_max",
     "public-url": "public_url",
     "log-level": "log_level",
+    "log-format": "log_format",
+    "access-log": "access_log",
     "webhook-targets": "webhook_targets",
     "tokens-file": "tokens_file",
     "allow-anonymous": "allow_anonymous",
@@ -39,6 +41,7 @@ FLAGS = {
 KIB, MIB = 1 << 10, 1 << 20
 ORIGINS_MAX = 100
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._~\[\]:-]+")
+_VISIBLE = re.compile(r"[!-~]*")
 
 Seconds = Annotated[float, Meta(ge=0.05, le=86_400)]
 Count = Annotated[int, Meta(ge=1, le=1 << 30)]
@@ -62,6 +65,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     cors_origins: tuple[str, ...] = ("*",)
     """From where browsers may call: `*`, or origins such as https://example.org."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+    access_log: bool = False
+    """A line for every request."""
     express_lane: bool = True
     """Off: every connection starts in the general lane. For tests and for suspicion."""
 
@@ -161,10 +167,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 def wrong_together(settings: Settings) -> Iterator[tuple[str, str]]:
     """What no type says: the setting at fault, and a sentence on what is expected of it."""
-    if settings.public_url is not None:
-        url = urlsplit(settings.public_url)
-        if url.scheme not in ("http", "https") or not url.netloc or url.path.strip("/"):
-            yield "public_url", "expected scheme and host, such as https://streams.example.org"
+    if settings.public_url is not None and not _is_origin(settings.public_url):
+        yield "public_url", "expected scheme and host, such as https://streams.example.org"
+    if "\0" in settings.data_dir:
+        yield "data_dir", "expected the path of a directory"
     try:
         parse_scopes(settings.anonymous_scopes)
     except ScopeError as error:
@@ -193,3 +199,13 @@ def _wrong_at_the_edge(settings: Settings) -> Iterator[tuple[str, str]]:
     for name in ("tls_key", "tls_client_ca"):
         if getattr(settings, name) and not settings.tls_certificate:
             yield name, "expected a tls_certificate to use it with"
+
+
+def _is_origin(text: str) -> bool:
+    """Whether this is scheme and host of a URL, and may be put in front of a path."""
+    try:
+        url = urlsplit(text)
+    except ValueError:  # brackets that hold no address
+        return False
+    plain = _VISIBLE.fullmatch(text) and not (url.path.strip("/") or url.query or url.fragment)
+    return bool(plain and url.netloc and url.scheme in ("http", "https"))

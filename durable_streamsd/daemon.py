@@ -26,9 +26,11 @@ import msgspec
 import uvloop
 
 import durable_streamsd
+from durable_streamsd.access import set_up_access_log
 from durable_streamsd.auth.exposure import exposed_without_authentication, wants_authentication
 from durable_streamsd.auth.keeper import AuthError, Keeper
 from durable_streamsd.committer import Committer
+from durable_streamsd.conditions import Conditions
 from durable_streamsd.config import Settings
 from durable_streamsd.core.context import Context, Options
 from durable_streamsd.core.retention import RetentionRules
@@ -39,7 +41,9 @@ from durable_streamsd.edge.tls_connection import TlsFactory
 from durable_streamsd.express.lane import Lane
 from durable_streamsd.general import General
 from durable_streamsd.hub import Hub
-from durable_streamsd.logs import set_up_logging
+from durable_streamsd.logs import fields, set_up_logging
+from durable_streamsd.metrics.counts import Counts
+from durable_streamsd.metrics.exposition import MetricsPage
 from durable_streamsd.retainer import Retainer
 from durable_streamsd.services import (
     Allowance,
@@ -94,7 +98,9 @@ def run(settings: Settings, on_listening: Callable[[str], None] | None = None) -
 
     `on_listening` is called with the URL after the first line was printed.
     """
-    set_up_logging(settings.log_level)
+    set_up_logging(settings.log_level, settings.log_format)
+    if settings.access_log:
+        set_up_access_log()
     faulthandler.enable()  # a damaged page of the index can end the process without a word
     try:
         passed = take_listener()
@@ -139,6 +145,7 @@ class Daemon:
         self._store = store
         self._service = Service()
         self._certificates = certificates
+        self._conditions = Conditions(store)
 
     async def serve(
         self, listener: socket.socket, on_listening: Callable[[str], None] | None
@@ -188,8 +195,11 @@ class Daemon:
         gc.freeze()
         gc.set_threshold(20_000, 20, 100)
         url = _url_of(listener, "http" if self._certificates is None else "https")
-        log.info("%s", _introduction(self._store, url))
-        self._serving = f"serving {self._store.directory.path.absolute()} at {url}"
+        _say_what_opening_took(self._store)
+        data_dir = str(self._store.directory.path.absolute())
+        version = durable_streamsd.__version__
+        log.info("started", extra=fields(version=version, data_dir=data_dir, url=url))
+        self._serving = f"serving {data_dir} at {url}"
         self._service.ready(self._serving)
         print(f"listening on {url}", flush=True)
         if on_listening is not None:
@@ -207,6 +217,7 @@ class Daemon:
         """What makes a protocol for each connection."""
         general = General(services)
         self._lane = Lane(services, general)
+        services.context.exposition = MetricsPage(services, self._lane)
         plain = self._lane if self._settings.express_lane else general
         if self._certificates is None:
             return plain
@@ -220,7 +231,6 @@ class Daemon:
         if self._keeper is not None:
             self._keeper.tick()
         self._services.context.memory_short = self._memory.tick()
-        self._services.context.drops.tell()
         self._services.committer.kick()  # for what the store's tick finds: expiries are records
         self._room_made()
         self._watchdog.tick()
@@ -249,6 +259,7 @@ class Daemon:
         """A batch was settled or the index got further: there may be room for more."""
         self._indexer.poll()
         self._services.room.release()
+        self._conditions.look()
 
     async def _drain(self, server: asyncio.Server) -> None:
         """Take no more requests; let those that are here end, but not for ever."""
@@ -294,15 +305,15 @@ class Daemon:
         return 0
 
 
-def _introduction(store: Store, url: str) -> str:
-    """What is running where, and what opening the store took."""
+def _say_what_opening_took(store: Store) -> None:
     recovered = store.recovered
-    data_dir = store.directory.path.absolute()
-    return (
-        f"version {durable_streamsd.__version__} serves {data_dir} at {url}; "
-        f"recovery: {recovered.records} records indexed, "
-        f"{recovered.torn_bytes} bytes of an unfinished write ignored, "
-        f"{'the last' if recovered.moved else 'no'} batch moved to a new segment"
+    log.info(
+        "recovered: the index has all of the log; unfinished bytes were never acknowledged",
+        extra=fields(
+            records=recovered.records,
+            unfinished_bytes=recovered.torn_bytes,
+            last_batch_moved=bool(recovered.moved),
+        ),
     )
 
 
@@ -324,25 +335,28 @@ def build_services(
         waiters_per_stream_max=settings.waiters_per_stream_max,
         retention_rules=RetentionRules(settings.retention),
     )
+    counts = Counts()
     hub = Hub(loop)
     workers = Workers(loop)
     desk = Desk(store, Reach(settings.webhook_targets))
     context = Context(store, options)
     context.subscriptions = desk
+    context.on_problem = counts.refusals.told
     return Services(
         settings=settings,
         store=store,
         context=context,
         hub=hub,
         wheel=Wheel(loop),
-        committer=Committer(store, hub, loop, on_settled, _die, desk.committed),
+        committer=Committer(store, hub, loop, on_settled, _die, counts.commits, desk.committed),
         desk=desk,
         workers=workers,
         loader=Loader(store, workers),
         room=Room(store),
         bodies=Allowance(max(settings.bodies_bytes_max, settings.body_bytes_max)),
         clock=Clock(),
-        front=Front(settings, context.drops),
+        front=Front(settings),
+        counts=counts,
     )
 
 

@@ -178,6 +178,7 @@ class Exchange(Timed):
 
     def _sent_to(self, follower: Follower, wake: Wake, frame: Frame) -> None:
         """Send a frame without the handler, which goes on waiting for what comes after it."""
+        self._count(frame)
         if self.write(frame):
             wake.offset = follower.seen
             self.services.hub.register(self, wake.stream)
@@ -188,12 +189,18 @@ class Exchange(Timed):
         self._pending = Send(frame)
         self.services.wheel.arm(self, ticks_of(self.services.settings.write_timeout_s))
 
+    def _count(self, frame: Frame) -> None:
+        counts = self.services.counts
+        counts.events += 1
+        counts.event_bytes += frame.size
+
     def on_deadline(self) -> None:
         """A wait has lasted as long as it may. (The deadline of one that is over is ignored.)"""
         if type(self._pending) is Wake:
             self.services.hub.leave(self)
             self.resume(False)
         elif type(self._pending) is Send:
+            self.services.counts.refusals.hit("write_timeout_s")
             self.cancel()
             self.abort()
 
@@ -252,6 +259,7 @@ class Exchange(Timed):
         services = self.services
         match effect:
             case Send():
+                self._count(effect.frame)
                 if self.write(effect.frame):
                     return True
                 services.wheel.arm(self, ticks_of(services.settings.write_timeout_s))

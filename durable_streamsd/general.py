@@ -30,6 +30,7 @@ from durable_streamsd.edge.proxies import retold
 from durable_streamsd.exchange import Exchange
 from durable_streamsd.express.connection import PROGRESS_BYTES, SMALL_BODY_BYTES
 from durable_streamsd.express.head import CHUNKED, Head, Refused, judge_head
+from durable_streamsd.metrics.tally import Tally
 from durable_streamsd.services import SERVER, Services, address_of, cut_off, host_of
 
 __all__ = ["General"]
@@ -48,10 +49,11 @@ _ABORTED: Final = _End()
 class TaskExchange(Exchange):
     """An exchange whose sinks hand over to the task that runs `next`."""
 
-    __slots__ = ("_outbox", "_ready", "last", "streaming")
+    __slots__ = ("_outbox", "_ready", "last", "streaming", "tally")
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, tally: Tally) -> None:
         super().__init__(services)
+        self.tally = tally
         self.last = False
         self.streaming = False
         self._outbox: deque[Response | Frame | _End] = deque()
@@ -87,6 +89,12 @@ class TaskExchange(Exchange):
 
     def abort(self) -> None:
         self._put(_ABORTED)
+
+
+def tally_of(request: web.BaseRequest, services: Services) -> Tally:
+    """What counts a request, from here on."""
+    peer = address_of(request.transport)
+    return Tally(services.counts.operations, peer, log=services.settings.access_log)
 
 
 class Claim:
@@ -226,6 +234,10 @@ class Protocol(web.RequestHandler):
             log.error("the task of a request failed", exc_info=exc)
             code = Code.INTERNAL_ERROR
         problem = self._services.context.problem(code)
+        if request.method == "UNKNOWN":  # aiohttp's word for what could not be parsed
+            tally = tally_of(request, self._services)
+            tally.answered(problem.status, len(problem.body or b""))
+            tally.ended()
         # aiohttp takes a request that it could not parse for HTTP/1.0, where closing goes unsaid.
         fields = _lane_fields(request, self._services)
         headers = [*problem.fields(), *fields, ("Connection", "close")]
@@ -247,13 +259,16 @@ class General(web.Server):
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         services = self._services
         claim = Claim(services)
-        exchange = TaskExchange(services)
+        exchange = TaskExchange(services, tally_of(request, services))
         try:
             if isinstance(request.protocol, Protocol):
                 request.protocol.known = True
             head = self._head_of(request)
+            exchange.tally.is_for(head.method, head.target)
             body = await self._body_of(request, head, claim)
+            exchange.tally.begun(len(body))
             message = self._message(head, body, request)
+            exchange.tally.is_from(message.peer)
             if services.front.busy:
                 refusal = self._refusal(head, request)
                 if refusal is not None:
@@ -265,11 +280,12 @@ class General(web.Server):
             return await self._relay(exchange, request)
         except Refused as refused:
             return await self._send(
-                refused.problem.response(services.context.common), request, True, exchange
+                services.context.failed(refused.problem), request, True, exchange
             )
         finally:
             # Cancelled because the connection is lost, or all said: either way nothing is left.
             exchange.cancel()
+            exchange.tally.ended()
             claim.release()
 
     def _message(self, head: Head, body: bytes, request: web.BaseRequest) -> Request:
@@ -290,7 +306,7 @@ class General(web.Server):
         problem = services.front.refusal(head.target, head.headers, address)
         if problem is None:
             return None
-        response = problem.response(services.context.common)
+        response = services.context.failed(problem)
         if head.method == "HEAD":
             return Response(response.status, response.headers)
         return response
@@ -344,6 +360,7 @@ class General(web.Server):
                             body += piece
                             too_large = len(body) > settings.body_bytes_max
             except TimeoutError:
+                self._services.counts.refusals.hit("body_timeout_s")
                 raise Refused(Code.REQUEST_TIMEOUT) from None
             except web.RequestPayloadError:
                 raise Refused(Code.BAD_REQUEST) from None
@@ -361,6 +378,7 @@ class General(web.Server):
         if not exchange.streaming:
             return await self._send(first, request, exchange.last, exchange)
         stream = self._aiohttp_response(first, exchange.last, request)
+        exchange.tally.started(first.status)
         await self._in_time(stream.prepare(request), request)
         chunked = request.version == HttpVersion11
         while isinstance(item := await exchange.next(), Frame):
@@ -380,6 +398,7 @@ class General(web.Server):
         if transport is None or transport.is_closing():
             raise ConnectionResetError
         self._begin_write(frame.size, exchange, request)
+        exchange.tally.sent(frame.size)
         transport.write(frame.chunked if chunked else frame.plain)
         await self._in_time(request.writer.drain(), request)
         self._end_write(exchange, request)
@@ -393,6 +412,7 @@ class General(web.Server):
     ) -> web.StreamResponse:
         body = response.body or b""
         answer = self._aiohttp_response(response, last, request)
+        exchange.tally.answered(response.status, len(body))
         await self._in_time(answer.prepare(request), request)
         self._begin_write(len(body), exchange, request)
         await self._in_time(answer.write_eof(body), request)
@@ -426,11 +446,16 @@ class General(web.Server):
 
     async def _in_time(self, step: Awaitable[object], request: web.BaseRequest) -> None:
         """Await a write, but not for ever: cut off a reader that takes nothing."""
+        counts = self._services.counts
+        counts.lagging += 1  # for as long as it takes: most often, until the next line
         try:
             async with asyncio.timeout(self._services.settings.write_timeout_s):
                 await step
         except TimeoutError:
+            counts.refusals.hit("write_timeout_s")
             self._cut(request)
+        finally:
+            counts.lagging -= 1
 
     def _cut(self, request: web.BaseRequest) -> NoReturn:
         if request.transport is not None:

@@ -33,6 +33,7 @@ from durable_streamsd.edge.addresses import normal_address
 from durable_streamsd.edge.connections import Connections
 from durable_streamsd.edge.front import Front
 from durable_streamsd.hub import Hub
+from durable_streamsd.metrics.counts import Counts
 from durable_streamsd.subscriptions.desk import Desk
 from durable_streamsd.wheel import Wheel
 from storage.errors import Latched
@@ -195,6 +196,11 @@ class Room:
         self._store = store
         self._waiters: deque[Resumable] = deque()
 
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return len(self._waiters)
+
     def wait(self, waiter: Resumable) -> None:
         """Resume `waiter` when it is its turn; fail it when the store will take no more writes."""
         self._waiters.append(waiter)
@@ -231,6 +237,11 @@ class Allowance:
     def left_bytes(self) -> int:
         """What is not taken."""
         return self._left
+
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return len(self._queue)
 
     def take(self, size: int, claimant: Claimant) -> bool:
         """Take a share. False: later, `claimant.granted` will say when."""
@@ -293,6 +304,11 @@ class Answers:
     def left_bytes(self) -> int:
         """What is not set aside; one answer that is larger than all may be makes it less than 0."""
         return self._left
+
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return len(self._queue)
 
     def take(self, size: int, reader: Reader) -> bool:
         """Take a share. False: later, `reader.may_send` will say when."""
@@ -399,6 +415,7 @@ class Services:
     bodies: Allowance
     clock: Clock
     front: Front
+    counts: Counts
     connections: Connections = field(init=False)
     answers: Answers = field(init=False)
     clocks: dict[bytes, Clock] = field(init=False)
@@ -411,7 +428,7 @@ class Services:
             settings.connections_max,
             settings.connections_per_address_max,
             self.front.proxies,
-            self.context.drops,
+            self.counts.refusals.hit,
         )
         self.clocks = {origin: Clock(origin) for origin in self.front.origins}
 

@@ -21,6 +21,7 @@ class Unindexed(NamedTuple):
     records: int
     size_bytes: int
     streams: list[Stream]
+    sealed_ms: int
 
 
 class Backlog:
@@ -42,7 +43,11 @@ class Backlog:
         """A batch has become durable."""
         batch = sealed.batch
         note = Unindexed(
-            batch.sequence, len(batch.records), sealed.encoded.size_bytes, list(batch.touched)
+            batch.sequence,
+            len(batch.records),
+            sealed.encoded.size_bytes,
+            list(batch.touched),
+            sealed.time_ms,
         )
         self._batches.append(note)
         self.added_sequence = note.sequence
@@ -53,6 +58,11 @@ class Backlog:
     def streams(self) -> list[list[Stream]]:
         """The streams that each batch touched, the oldest batch first."""
         return [note.streams for note in self._batches]
+
+    @property
+    def oldest_ms(self) -> int | None:
+        """When the oldest batch was sealed, if there is one."""
+        return self._batches[0].sealed_ms if self._batches else None
 
     def due(self, now_ms: int) -> bool:
         """Whether the index should get further now."""

@@ -108,8 +108,8 @@ class Log:
         )
         return Placement(header, HEADER_BYTES, True)
 
-    def write(self, placement: Placement, buffers: Sequence[bytes], size_bytes: int) -> None:
-        """Write and sync a batch (committer thread).
+    def write(self, placement: Placement, buffers: Sequence[bytes], size_bytes: int) -> float:
+        """Write and sync a batch (committer thread); returns how long the sync took, in seconds.
 
         Raises `OutOfSpace` when nothing of it is on disk and that is synced, `Latched` when what
         is on disk is not known.
@@ -126,12 +126,15 @@ class Log:
                 raise _latched("writing the log", error) from error
             self._take_back(placement)
             raise OutOfSpace(f"the disk is full: {error.strerror}") from error
+        began_s = time.monotonic()
         try:
             self._disk.sync(self._fd)
         except OSError as error:
             raise _latched("syncing the log", error) from error
+        took_s = time.monotonic() - began_s
         if self._ahead is not None and self._ahead.failed is not None:
             raise _latched("syncing the log", self._ahead.failed)
+        return took_s
 
     def advance(self, placement: Placement, size_bytes: int, sequence: int, checksum: int) -> None:
         """The batch is durable: the log ends after it now (owner thread)."""

@@ -103,10 +103,10 @@ class Sealed:
     """A batch that is full: framed for its place in the log, with what becomes true with it.
 
     `effects` are (stream, tail, closed, deleted, soft-deleted): what will be durable of each
-    stream it touched.
+    stream it touched. `sync_s` is how long its sync took, once it is written.
     """
 
-    __slots__ = ("batch", "effects", "encoded", "placement", "runs", "time_ms")
+    __slots__ = ("batch", "effects", "encoded", "placement", "runs", "sync_s", "time_ms")
 
     def __init__(
         self, batch: PendingBatch, placement: Placement, time_ms: int, predecessor: int
@@ -128,6 +128,7 @@ class Sealed:
         self.batch = batch
         self.placement = placement
         self.time_ms = time_ms
+        self.sync_s = 0.0
         self.runs = runs
         self.encoded: EncodedBatch = encode_batch(
             seed, sequence, time_ms, predecessor, entries, payloads, batch.records
@@ -140,3 +141,13 @@ class Sealed:
             (stream, stream.tail, stream.closed, stream.deleted, stream.soft_deleted)
             for stream in batch.touched
         ]
+
+    @property
+    def records(self) -> int:
+        """How many there are."""
+        return len(self.batch.records)
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes in the log."""
+        return self.encoded.size_bytes

@@ -98,6 +98,22 @@ class Segments:
             return segment
 
 
+class ReadCounts:
+    """How many reads had their bytes from where; a fork's counts for each part of it.
+
+    `memory`: the tail cache. `gathered`: put together before. `page_cache`: the system's memory.
+    `thread`: whatever took a thread, because it may wait for the disk or is large.
+    """
+
+    __slots__ = ("gathered", "memory", "page_cache", "thread")
+
+    def __init__(self) -> None:
+        self.memory = 0
+        self.gathered = 0
+        self.page_cache = 0
+        self.thread = 0
+
+
 class Plans:
     """What the index answered to reads of older data: it never changes while the stream lives."""
 
@@ -309,6 +325,10 @@ class Reader:
         self._index = index
         self._plans = Plans(limits.read_plans_max)
         self._gathered = Gathered(limits.gathered_bytes_max)
+        self.counts = ReadCounts()
+        self._from_files = 0
+        """Pieces that were not in the tail cache, of reads on the owner thread."""
+        self._counting = threading.Lock()
 
     def quick(self, snapshot: Snapshot, runs: Sequence[Run | RunPlace]) -> Chunk | None:
         """The chunk, if all its bytes are in memory or in the page cache, and it is soon done."""
@@ -318,16 +338,24 @@ class Reader:
         if sum(piece.size for piece in pieces) > QUICK_BYTES_MAX:
             return None
         parts: list[bytes | bytearray] = []
+        before = self._from_files
         for piece in pieces:
             part = self._cached_part(snapshot, piece)
             if part is None:
                 return None
             parts.append(part)
+        if self._from_files == before:
+            self.counts.memory += 1
+        else:
+            self.counts.page_cache += 1
         return join(snapshot, pieces, parts)
 
     def remembered(self, snapshot: Snapshot) -> Chunk | None:
         """The chunk, if it was put together before and is remembered with its bytes."""
-        return self._gathered.get(snapshot)
+        chunk = self._gathered.get(snapshot)
+        if chunk is not None:
+            self.counts.gathered += 1
+        return chunk
 
     def planned(self, snapshot: Snapshot) -> Chunk | None:
         """The chunk, if the index was asked before and memory or the page cache has the bytes."""
@@ -339,6 +367,8 @@ class Reader:
 
     def cold(self, snapshot: Snapshot, runs: list[Run], memory_start: int) -> Chunk:
         """The chunk, from wherever it is. Raises `CorruptData`, `OffsetError`."""
+        with self._counting:
+            self.counts.thread += 1
         places: list[Run | RunPlace] = []
         if snapshot.offset < memory_start:
             found = self._index.runs(
@@ -361,6 +391,7 @@ class Reader:
         run = piece.run
         if isinstance(run, Run) and run.data is not None:
             return _slice(run.data, run, piece)
+        self._from_files += 1
         segment = self._segments.get(run.segment_id)
         position = run.position + piece.start - run.start
         try:

@@ -42,6 +42,11 @@ class TailCache:
         self._bytes = 0
         self._runs: deque[Run] = deque()
 
+    @property
+    def size_bytes(self) -> int:
+        """What is kept, each run's overhead included."""
+        return self._bytes
+
     def add(self, runs: list[Run], indexed_sequence: int) -> None:
         """Keep the bytes of a batch's runs, and let go of the oldest."""
         kept = self._runs

@@ -69,6 +69,14 @@ class Finished(NamedTuple):
     woken: list[Stream]
 
 
+class IndexLag(NamedTuple):
+    """How far the index is behind; `seconds` is since the oldest batch that it lacks was sealed."""
+
+    records: int
+    size_bytes: int
+    seconds: float
+
+
 class Store:
     """An open data directory. Use `open`."""
 
@@ -96,6 +104,8 @@ class Store:
         self._cache = TailCache(limits.tail_cache_bytes_max)
         segments = Segments(directory.segments, limits.open_segments_max)
         self._reader = Reader(segments, index, limits)
+        self.reads = self._reader.counts
+        """Reads by where their bytes came from."""
         self._next_stream_id = recovered.next_stream_id
         self._durable_sequence = recovered.end.sequence
         self._open = PendingBatch(recovered.end.sequence + 1)
@@ -534,7 +544,7 @@ class Store:
         """Write and sync a sealed batch. Any thread. Raises `CommitError`."""
         encoded = sealed.encoded
         try:
-            self._log.write(sealed.placement, encoded.buffers, encoded.size_bytes)
+            sealed.sync_s = self._log.write(sealed.placement, encoded.buffers, encoded.size_bytes)
         except OutOfSpace:
             if not sealed.batch.reclaims:
                 raise
@@ -542,7 +552,7 @@ class Store:
                 self.directory.release_reserve(self._disk)
             except OSError as error:
                 raise Latched(f"giving back the reserve failed: {error.strerror}") from error
-            self._log.write(sealed.placement, encoded.buffers, encoded.size_bytes)
+            sealed.sync_s = self._log.write(sealed.placement, encoded.buffers, encoded.size_bytes)
 
     def finish(self, sealed: Sealed, error: CommitError | None) -> Finished:
         """Make a written batch durable state, or take it back, with all accepted since."""
@@ -619,6 +629,13 @@ class Store:
         self._backlog.reached(checkpoint.sequence, self.now_ms())
         self._values.reached(checkpoint.sequence)
 
+    def index_lag(self) -> IndexLag:
+        """What is durable and not in the index yet."""
+        backlog = self._backlog
+        oldest_ms = backlog.oldest_ms
+        age_ms = 0 if oldest_ms is None else max(0, self.now_ms() - oldest_ms)
+        return IndexLag(backlog.records, backlog.size_bytes, age_ms / 1_000)
+
     def index_step(self) -> None:
         """Take the index on by one step, here and now."""
         indexer = Indexer(self.directory.segments, self._index)
@@ -635,6 +652,16 @@ class Store:
         self.directory.lock_index()
         self._index.close()
         self._index.reopen(writable=True)
+
+    @property
+    def resident_streams(self) -> int:
+        """How many streams are in memory."""
+        return len(self._residents)
+
+    @property
+    def tail_cache_bytes(self) -> int:
+        """How much recent payload is in memory, each run's own overhead included."""
+        return self._cache.size_bytes
 
     # Reading
 
@@ -655,6 +682,7 @@ class Store:
         if newest is not None and newest.start == offset and newest.end == tail:
             data = newest.data
             if data is not None and len(data) <= limit_bytes:  # what a live reader mostly asks for
+                self.reads.memory += 1
                 return Chunk(data, offset, tail, True, stream.durable_closed)
         snapshot = Snapshot(
             stream.id, stream.config.framing, offset, limit_bytes, tail, stream.durable_closed

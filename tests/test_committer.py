@@ -11,6 +11,7 @@ import pytest
 
 from durable_streamsd.committer import Committer
 from durable_streamsd.hub import Group, Hub
+from durable_streamsd.metrics.commits import CommitCounts
 from storage.errors import CommitError, Latched, OutOfSpace
 from storage.state import Batch, Stream, StreamConfig
 from storage.store import Finished, Store
@@ -21,6 +22,7 @@ class Sealed:
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
+        self.records, self.size_bytes, self.sync_s = len(batch.waiters), 100, 0.25
 
 
 class StandIn:
@@ -34,6 +36,11 @@ class StandIn:
         self.may_write = threading.Semaphore(0)
         self.failure: BaseException | None = None
         self.broken = ""
+        self.counts = CommitCounts()
+
+    @property
+    def open_batch(self) -> Batch:
+        return self.open
 
     def accept(self, waiter: Callable[[CommitError | None], None]) -> None:
         self.accepted += 1
@@ -95,6 +102,7 @@ def run(scenario: Scenario) -> StandIn:
             loop,
             lambda: store.events.append("settled"),
             lambda: store.events.append("fatal"),
+            store.counts,
         )
         committer.start()
         try:

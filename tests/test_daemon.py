@@ -343,19 +343,18 @@ def test_dev_keeps_a_directory_that_it_was_given(tmp_path: Path) -> None:
 
 
 def test_the_start_is_logged(tmp_path: Path) -> None:
-    """One line says what runs where and what recovery did, after a clean stop and after a kill."""
+    """Lines say what runs where and what recovery did, after a clean stop and after a kill."""
     daemon = Daemon(tmp_path / "data").start()
     with RawClient(daemon.url) as client:
         assert client.request("PUT", PATH, TEXT, body=b"x").status == 201
     daemon.kill()
     with daemon:
         lines = daemon.stderr_path.read_text().splitlines()
-        assert len(lines) == 2, lines
-        said = f"version {__version__} serves {tmp_path / 'data'} at {daemon.url}; recovery: "
-        fresh = "0 records indexed, 0 bytes of an unfinished write ignored, no batch moved"
-        assert fresh in lines[0]
-        assert said in lines[1]
-        assert re.search(r"[1-9]\d* records indexed, \d+ bytes .*, the last batch moved", lines[1])
+        assert len(lines) == 4, lines
+        assert lines[0].endswith(" records=0 unfinished_bytes=0 last_batch_moved=false")
+        assert re.search(r" records=[1-9]\d* unfinished_bytes=\d+ last_batch_moved=true$", lines[2])
+        where = f"data_dir={tmp_path / 'data'} url={daemon.url}"
+        assert lines[3].endswith(f" message=started version={__version__} {where}")
 
 
 @pytest.mark.parametrize(("spare", "told"), [(10_000, False), (9_999, True)])
@@ -388,4 +387,6 @@ def test_logs_are_one_line_each(tmp_path: Path) -> None:
         lines = daemon.stderr_path.read_text().splitlines()
     assert lines
     for line in lines:
-        assert re.match(r"time=\d{4}-\d\d-\d\dT[\d:.]+Z level=\w+ from=[\w.]+ message=", line), line
+        assert re.match(r"time=\d{4}-\d\d-\d\dT[\d:.]+Z level=\w+ logger=[\w.]+ message=", line), (
+            line
+        )

@@ -117,6 +117,11 @@ def test_an_eio_from_the_sync_latches_the_store(disk: FailingDisk, daemon: Daemo
     assert "syncing the log failed: Input/output error" in log
     assert "restart" in log, "the log says what to do"
     assert "Traceback" not in log
+    assert log.count("latched: no more writes are taken") == 1
+    metrics = ask(daemon, "GET", "/metrics").body
+    assert b"\ndurable_streamsd_latched 1.0\n" in metrics
+    assert b"\ndurable_streamsd_ready 0.0\n" in metrics
+    assert b'\ndurable_streamsd_commit_failures_total{reason="latched"} 1.0\n' in metrics
 
     daemon.kill()
     disk.repair()

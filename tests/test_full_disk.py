@@ -207,6 +207,9 @@ def test_a_full_disk_refuses_writes_and_heals_by_itself(daemon: Daemon, volume: 
     assert read(daemon, LOG) == writer.content
     assert ask(daemon, "GET", f"{LOG}?offset={tail}&live=long-poll").status == 204
     assert ask(daemon, "GET", "/healthz").status == 200
+    metrics = ask(daemon, "GET", "/metrics").body
+    assert b"\ndurable_streamsd_disk_full 1.0\n" in metrics
+    assert b'\ndurable_streamsd_limited_total{limit="disk_space"} 0.0\n' not in metrics
     for number in range(DOOMED):
         assert ask(daemon, "DELETE", f"/v1/stream/doomed/{number}").status == 204, number
         assert ask(daemon, "GET", f"/v1/stream/doomed/{number}").status == 404

@@ -268,12 +268,11 @@ def test_a_stream_has_so_many_waiters(guarded: Daemon, mode: str) -> None:
 
 
 def test_what_was_turned_away_is_logged(guarded: Daemon) -> None:
-    """Once for each limit, not for each client."""
+    """By the limit's name, and how often it was met."""
     with somebody(guarded) as client:
         exhaust(client)
-    said = "requests_per_second_max was reached: turned away "
+    said = "limit=requests_per_second_max count="
     wait_until(lambda: said in guarded.stderr_path.read_text(), 20, "nothing was logged")
-    assert guarded.stderr_path.read_text().count(said) == 1
 
 
 # ---- memory

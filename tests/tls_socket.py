@@ -65,6 +65,9 @@ class TlsSocket:
     def setsockopt(self, *arguments: Any) -> None:
         self.plain.setsockopt(*arguments)
 
+    def getsockname(self) -> Any:
+        return self.plain.getsockname()
+
     def settimeout(self, seconds: float) -> None:
         self.plain.settimeout(seconds)
 

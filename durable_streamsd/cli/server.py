@@ -38,6 +38,12 @@ def settings_options(command: Callable[..., None]) -> Callable[..., None]:
             help="What to log: debug, info, warning or error [info].",
         ),
         click.option(
+            "--log-format", metavar="FORMAT", help="How to log: text or json lines [text]."
+        ),
+        click.option(
+            "--access-log", is_flag=True, default=None, help="Log a line for every request."
+        ),
+        click.option(
             "--webhook-targets",
             metavar="HOW-FAR",
             help="Where webhooks may go: public, loopback or private addresses [public; dev: "

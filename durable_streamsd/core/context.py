@@ -11,10 +11,10 @@ from durable_streamsd.core.message import Frame, Response, SharedResponse
 from durable_streamsd.core.problems import Code, Problem
 from durable_streamsd.core.retention import RetentionRules
 from durable_streamsd.core.shared import SharedAnswers
-from durable_streamsd.drops import Drops
 
 if TYPE_CHECKING:
     from durable_streamsd.auth.gate import Gate
+    from durable_streamsd.core.metrics import Exposition
     from durable_streamsd.subscriptions.desk import Desk
     from storage.store import Store
 
@@ -58,7 +58,10 @@ class Context:
         self.draining = False
         self.memory_short = False
         """Set by the daemon: large reads and new live readers are refused."""
-        self.drops = Drops()
+        self.on_problem: Callable[[Code], None] = lambda code: None
+        """Put in by the daemon: is told the code of every error answer outside `__ds`."""
+        self.exposition: Exposition | None = None
+        """Put in by the daemon; without it there is no `/metrics`."""
         self.subscriptions: Desk | None = None
         """Put in by the daemon; without it the control API of subscriptions is not served."""
         self.gate: Gate | None = None
@@ -78,7 +81,12 @@ class Context:
 
     def problem(self, code: Code) -> Response:
         """An error answer for what a lane found before there was a request to dispatch."""
-        return Problem(code).response(self.common)
+        return self.failed(Problem(code))
+
+    def failed(self, problem: Problem) -> Response:
+        """The answer that a problem is."""
+        self.on_problem(problem.code)
+        return problem.response(self.common)
 
 
 @dataclass(frozen=True, slots=True)

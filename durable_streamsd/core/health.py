@@ -1,6 +1,6 @@
 """Health: `/healthz` says that the process answers, `/readyz` that it takes writes.
 
-`/health` is another name for `/healthz`. Left out: metrics.
+`/health` is another name for `/healthz`.
 """
 
 from durable_streamsd.core.context import Context

@@ -16,15 +16,12 @@ def refuse_waiter(stream: Stream, context: Context) -> None:
     """Before a request begins to wait for news of a stream. Raises `Problem`."""
     most = context.options.waiters_per_stream_max
     if most and stream.live_readers >= most:
-        context.drops.add("waiters_per_stream_max")
         raise Problem(Code.TOO_MANY_READERS)
     if context.memory_short:
-        context.drops.add("memory_bytes_max")
         raise Problem(Code.MEMORY_SHORT)
 
 
 def refuse_large(stream: Stream, position: int, context: Context) -> None:
     """Before what a stream has from `position` on is read. Raises `Problem`."""
     if context.memory_short and stream.durable_tail - position > SMALL_ANSWER_BYTES:
-        context.drops.add("memory_bytes_max")
         raise Problem(Code.MEMORY_SHORT)

@@ -5,9 +5,8 @@ The routes:
     /v1/stream/{path}            GET HEAD PUT POST DELETE
     /v1/stream/__ds/...          control APIs (protocol 6): see `control`
     /healthz /health /readyz     GET HEAD
+    /metrics                     GET HEAD
     everything                   OPTIONS
-
-Left out: `/metrics`, which needs what the lanes count.
 """
 
 from collections.abc import Callable, Coroutine
@@ -26,6 +25,7 @@ from durable_streamsd.core.health import HEALTH_PATHS, health
 from durable_streamsd.core.lines import allow_line
 from durable_streamsd.core.live import follow, long_poll
 from durable_streamsd.core.message import Request, Response
+from durable_streamsd.core.metrics import METRICS_PATH, metrics
 from durable_streamsd.core.offsets import EARLIEST
 from durable_streamsd.core.paths import STREAM_ROOT, is_reserved, parse_path
 from durable_streamsd.core.preflight import preflight
@@ -57,7 +57,7 @@ async def dispatch(request: Request, context: Context) -> Response | None:
 def failure(error: Problem | StorageError, context: Context) -> Response:
     """The answer to a request that failed with this error. Raises it again if there is none."""
     problem = error if isinstance(error, Problem) else problem_of(error)
-    return problem.response(context.common)
+    return context.failed(problem)
 
 
 def direct_of(
@@ -120,8 +120,9 @@ async def _route(request: Request, context: Context) -> Response | None:
         return await handler(request, path, context)
     if target in HEALTH_PATHS:
         return health(request, context)
-    if target == b"/metrics":
+    if target == METRICS_PATH:
         check_metrics(request, context)
+        return await metrics(request, context)
     raise Problem(Code.NO_SUCH_ROUTE)
 
 

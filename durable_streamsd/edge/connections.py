@@ -14,10 +14,10 @@ Left out: time-outs (each connection has its own), and requests (`front`).
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 from durable_streamsd.core.problems import Code
-from durable_streamsd.drops import Drops
 from durable_streamsd.edge.addresses import block_of
 from durable_streamsd.edge.proxies import Proxies
 
@@ -52,16 +52,25 @@ class Connections:
     """Counts and admits; on the loop's thread only."""
 
     def __init__(
-        self, connections_max: int, per_address_max: int, proxies: Proxies, drops: Drops
+        self,
+        connections_max: int,
+        per_address_max: int,
+        proxies: Proxies,
+        hit: Callable[[str], None],
     ) -> None:
         self._connections_max = connections_max
         self._per_address_max = per_address_max
         self._proxies = proxies
-        self._drops = drops
+        self._hit = hit
         self._guests: OrderedDict[Guest, str] = OrderedDict()  # to the block that it counts for
         self._strangers: OrderedDict[Guest, None] = OrderedDict()  # and some that were
         self._blocks: dict[str, int] = {}
         self._none = asyncio.Event()
+
+    @property
+    def guests(self) -> Iterable[Guest]:
+        """Those that are open."""
+        return self._guests
 
     @property
     def count(self) -> int:
@@ -79,9 +88,8 @@ class Connections:
             here = self._blocks[block] = self._blocks.get(block, 0) + 1
             if here > self._per_address_max:
                 refusal = Code.TOO_MANY_CONNECTIONS
-                self._drops.add("connections_per_address_max")
         if refusal is None and len(self._guests) >= self._connections_max:
-            self._drops.add("connections_max")
+            self._hit("connections_max")
             if not self._make_room():
                 refusal = Code.NOT_READY
         self._guests[guest] = block

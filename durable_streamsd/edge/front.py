@@ -15,7 +15,6 @@ from typing import Final
 from durable_streamsd.config import Settings
 from durable_streamsd.core.health import HEALTH_PATHS
 from durable_streamsd.core.problems import Code, Problem
-from durable_streamsd.drops import Drops
 from durable_streamsd.edge.addresses import block_of
 from durable_streamsd.edge.proxies import Proxies
 from durable_streamsd.edge.rates import Rates
@@ -28,9 +27,8 @@ RETRY_S_MAX: Final = 3_600
 class Front:
     """Built once by the daemon. Raises ValueError for a proxy that is no network."""
 
-    def __init__(self, settings: Settings, drops: Drops) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.proxies = Proxies(settings.trusted_proxies, settings.proxy_headers)
-        self._drops = drops
         self._rates = (
             Rates(settings.requests_per_second_max, settings.requests_burst_max)
             if settings.requests_per_second_max
@@ -49,7 +47,6 @@ class Front:
         wait_s = self._rates.wait_s(self._payer(headers, address))
         if not wait_s:
             return None
-        self._drops.add("requests_per_second_max")
         retry_s = min(RETRY_S_MAX, ceil(wait_s))
         return Problem(Code.TOO_MANY_REQUESTS, b"Retry-After: %d\r\n" % retry_s)
 

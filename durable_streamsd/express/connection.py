@@ -27,6 +27,7 @@ Left out: parsing (`head`, `body`); what to answer (core); TLS (`edge.tls_connec
 """
 
 import asyncio
+from time import monotonic
 from typing import TYPE_CHECKING, Final, cast
 
 from durable_streamsd.core.message import Frame, Request, Response
@@ -35,6 +36,7 @@ from durable_streamsd.core.router import dispatch, failure
 from durable_streamsd.exchange import Exchange
 from durable_streamsd.express.body import Body, body_of
 from durable_streamsd.express.head import CHUNKED, Head, Refused
+from durable_streamsd.metrics.operations import Operation
 from durable_streamsd.services import address_of, cut_off, host_of
 from storage.errors import CommitError
 
@@ -65,6 +67,8 @@ class Connection(Exchange, asyncio.Protocol):
     """See the module."""
 
     __slots__ = (
+        "_asked_bytes",
+        "_began_s",
         "_body",
         "_buffer",
         "_claiming",
@@ -76,6 +80,7 @@ class Connection(Exchange, asyncio.Protocol):
         "_http_11",
         "_keep_alive",
         "_lane",
+        "_operation",
         "_peer",
         "_phase",
         "_progress_due",
@@ -85,6 +90,7 @@ class Connection(Exchange, asyncio.Protocol):
         "_start",
         "_transport",
         "_unsent",
+        "_weight",
         "_writing_paused",
     )
 
@@ -114,6 +120,11 @@ class Connection(Exchange, asyncio.Protocol):
         self._http_11: bool | None = None  # nor of any request before
         self._keep_alive = True
         self._deferred: Response | None = None  # until what it rests on is durable
+        self._operation = lane.services.counts.operations.unread
+        # of a request that is measured: for how many it stands, when it began, its body's size
+        self._weight = 0
+        self._began_s = 0.0
+        self._asked_bytes = 0
 
     # ---- the transport calls
 
@@ -172,6 +183,8 @@ class Connection(Exchange, asyncio.Protocol):
             self._pump()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._phase == BUSY:
+            self._count_lost()
         self._phase = CLOSED
         self._deferred = None
         self.services.connections.leave(self)
@@ -311,6 +324,12 @@ class Connection(Exchange, asyncio.Protocol):
 
     def _dispatch(self, head: Head, body: bytes) -> None:
         self._phase = BUSY
+        operation = self._operation = head.operation
+        left = operation.left = operation.left - 1
+        if not left:
+            self._weight = operation.sample()
+            self._began_s = monotonic()
+            self._asked_bytes = len(body)
         if head.direct is not None:
             try:
                 answer = head.direct.attempt(body, self.services.context)
@@ -376,6 +395,9 @@ class Connection(Exchange, asyncio.Protocol):
         clock = self._clock
         lines = clock.last if not keep else clock.keep_11 if self._http_11 else clock.keep_10
         body = response.body
+        self._operation.statuses[response.status] += 1
+        if self._weight:
+            self._measured(response)
         if body is not None and len(body) > COPIED_BODY_BYTES_MAX:
             self._write_large(len(body), response.encode_head(lines), body)
         else:
@@ -391,6 +413,9 @@ class Connection(Exchange, asyncio.Protocol):
             lines = clock.last
         else:
             lines = clock.stream if self._keep_alive else clock.stream_last
+        self._operation.statuses[response.status] += 1
+        if self._weight:
+            self._measured(response)
         self._transport.write(response.encode_head(lines))
 
     def write(self, frame: Frame) -> bool:
@@ -424,6 +449,8 @@ class Connection(Exchange, asyncio.Protocol):
         self._answered(self._keep_alive and not self.services.context.draining)
 
     def abort(self) -> None:
+        if self._phase == BUSY:
+            self._count_lost()
         self._phase = CLOSED
         self._deferred = None
         cut_off(self._transport)
@@ -443,10 +470,35 @@ class Connection(Exchange, asyncio.Protocol):
 
     def _refuse(self, problem: Problem) -> None:
         """Answer that the request is no good, and end the connection with it."""
+        operation = self._head.operation if self._head is not None else None
         self._release_body()
-        answer = problem.response(self.services.context.common)
+        answer = self.services.context.failed(problem)
+        operation = operation or self.services.counts.operations.unread
+        operation.statuses[answer.status] += 1
         self._transport.write(answer.encode(self._clock.last))
         self._end(linger=True)
+
+    # ---- counting
+
+    def _measured(self, response: Response) -> None:
+        weight, self._weight = self._weight, 0
+        size = 0 if response.body is None else len(response.body)
+        self._operation.measured(response.status, self._began_s, weight, self._asked_bytes, size)
+
+    def _count_lost(self) -> None:
+        """What was being answered ends with its connection."""
+        if not self._started:
+            self._operation.broken += 1
+
+    @property
+    def answering(self) -> Operation | None:
+        """What is being answered."""
+        return self._operation if self._phase == BUSY else None
+
+    @property
+    def lagging(self) -> bool:
+        """Whether the client has not taken what was written."""
+        return self._writing_paused
 
     # ---- ending
 
@@ -478,10 +530,14 @@ class Connection(Exchange, asyncio.Protocol):
         elif self._phase == BUSY:
             super().on_deadline()
         elif self._phase == CLOSED or self._writing_paused:
+            if self._writing_paused:
+                self.services.counts.refusals.hit("write_timeout_s")
             self.abort()
         elif self._phase == LINGER or (self._phase == HEAD and not self._head_began):
             self._shut()
         elif not self._claiming:
+            late = "head_timeout_s" if self._phase == HEAD else "body_timeout_s"
+            self.services.counts.refusals.hit(late)
             self._refuse(Problem(Code.REQUEST_TIMEOUT))
 
     def _progressed(self) -> bool:

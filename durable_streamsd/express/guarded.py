@@ -45,7 +45,7 @@ class GuardedConnection(Connection):
             super()._dispatch(head, body)
             return
         self._phase = BUSY
-        response = problem.response(self.services.context.common)
+        response = self.services.context.failed(problem)
         if head.method == "HEAD":
             response = Response(response.status, response.headers)
         self.respond(response)

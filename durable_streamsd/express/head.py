@@ -19,6 +19,7 @@ import httptools
 
 from durable_streamsd.core.direct import Direct
 from durable_streamsd.core.problems import Code, Problem
+from durable_streamsd.metrics.operations import Operation
 
 __all__ = ["CHUNKED", "Head", "Refused", "judge_head", "parse_head"]
 
@@ -59,7 +60,7 @@ class Head:
     """A parsed head; many requests may share it. `length` is that of the body, or CHUNKED.
 
     `served` says whether the express lane answers it, `direct` what to attempt first then, when the
-    body is here: both are the lane's to set.
+    body is here, `operation` what it is counted as: all are the lane's to set.
     """
 
     __slots__ = (
@@ -70,10 +71,13 @@ class Head:
         "keep_alive",
         "length",
         "method",
+        "operation",
         "served",
         "target",
         "upgrade",
     )
+
+    operation: Operation
 
     def __init__(self) -> None:
         self.target = b""

@@ -1,6 +1,7 @@
 """What the connections of the express lane share, and which requests are theirs."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from typing import cast
 
@@ -12,6 +13,8 @@ from durable_streamsd.edge.connections import Guest
 from durable_streamsd.express.connection import Connection
 from durable_streamsd.express.guarded import GuardedConnection
 from durable_streamsd.express.head import Head, Refused, parse_head
+from durable_streamsd.express.logged import LoggedConnection
+from durable_streamsd.metrics.operations import Operation
 from durable_streamsd.services import Services
 from durable_streamsd.wheel import ticks_of
 
@@ -42,7 +45,11 @@ class Lane:
         self.linger_ticks = ticks_of(settings.linger_timeout_s)
         self._general = general
         self.scheme = "https" if settings.tls_certificate else "http"
-        self._make = GuardedConnection if services.front.busy else Connection
+        self._make: type[Connection] = Connection
+        if settings.access_log:
+            self._make = LoggedConnection
+        elif services.front.busy:
+            self._make = GuardedConnection
         self.heads: dict[bytes, Head] = {}
         """By their bytes, heads that are likely to come again: from the same client, or from others
         who read the same. Measured: 4 µs less for each that is found here."""
@@ -55,6 +62,7 @@ class Lane:
         settings = self.services.settings
         head = parse_head(data, settings.head_fields_max)
         head.served = self.serves(head)
+        head.operation = self.services.counts.operations.of(head.method, head.target)
         if not 0 <= head.length <= settings.body_bytes_max or not head.served:
             return head
         head.direct = direct = direct_of(
@@ -75,6 +83,20 @@ class Lane:
         if target.startswith(STREAM_ROOT):
             return not target.startswith(_RESERVED)
         return target in HEALTH_PATHS
+
+    def look(self) -> tuple[Counter[Operation], int]:
+        """What is being answered on how many connections, and how many of all have a client that
+        has not taken what was written."""
+        answering: Counter[Operation] = Counter()
+        lagging = 0
+        for connection in self.services.connections.guests:
+            if not isinstance(connection, Connection):
+                continue  # the general lane counts for itself
+            lagging += connection.lagging
+            operation = connection.answering
+            if operation is not None:
+                answering[operation] += 1
+        return answering, lagging
 
     def barred(self, head: Head) -> Problem | None:
         """Why a request is refused whatever its body is, if its sender may not send it."""

@@ -18,6 +18,7 @@ import logging
 import random
 from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
+from time import monotonic
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -206,13 +207,19 @@ class Runner:
         assert config.url is not None
         body = wake_document(config, claim, self._services.context.base_url)
         signature = self._desk.keys.signer.signature(body, self._store.now_ms())
+        counts = self._services.counts.deliveries
+        began_s = monotonic()
         try:
             done = await self._webhooks.post(config.url, body, signature)
         except DeliveryFailed as failure:
+            counts.outcomes["failed"] += 1
             log.warning("webhook of subscription %r: %s", config.id, failure)
             self._work.failed(subscription, claim, self._retry_ms(subscription))
         else:
+            counts.outcomes["done" if done else "taken"] += 1
             self._work.delivered(subscription, claim, done)
+        finally:
+            counts.duration_s.observe(monotonic() - began_s)
 
     async def _issue(self, subscription: Subscription) -> Claim | None:
         """Write a wake down; what to deliver once it is durable, or nothing (any more)."""

@@ -1,0 +1,37 @@
+"""What has to be asked of the file system, and so is asked in a thread."""
+
+import contextlib
+import math
+import os
+from typing import NamedTuple
+
+from storage.store import Store
+
+__all__ = ["UNKNOWN", "Survey", "survey"]
+
+
+class Survey(NamedTuple):
+    """The disk that has the data directory, and the log's files on it, in bytes."""
+
+    disk_bytes: float
+    free_bytes: float
+    """What an unprivileged process may still use."""
+    segments: float
+    segments_bytes: float
+
+
+UNKNOWN = Survey(math.nan, math.nan, math.nan, math.nan)
+
+
+def survey(store: Store) -> Survey:
+    """Look now. Raises `OSError`."""
+    directory = store.directory
+    disk = os.statvfs(directory.path)
+    segments = segments_bytes = 0
+    for file in directory.segments.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it has just been removed
+            segments_bytes += file.stat().st_blocks * 512
+            segments += 1
+    return Survey(
+        disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize, segments, segments_bytes
+    )
