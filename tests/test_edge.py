@@ -6,6 +6,8 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from durable_streamsd.config import Settings
 from durable_streamsd.core.problems import Code
@@ -131,6 +133,32 @@ def test_endless_chains_end() -> None:
     """No more hops are looked at than anybody has proxies."""
     chain = ", ".join(["192.0.2.1", *["10.1.1.1"] * (2 * HOPS_MAX)])
     assert client({"x-forwarded-for": chain}) == Client("10.1.1.1")
+
+
+PIECES = st.sampled_from(
+    ["for=", "proto=", "host=", ";", ",", '"', "\\", "[", "]", ":", "10.0.0.1", "::1", "%", "/",
+     "²", "ÿ", " ", "\t", "https", "a.b:99", "fe80::1%x", "1"]
+)  # fmt: skip
+VALUES = st.lists(PIECES, max_size=8).map(lambda pieces: "".join(pieces).encode("latin-1"))
+
+
+@given(VALUES, VALUES, VALUES, VALUES, st.sampled_from(["forwarded", X]))
+def test_whatever_a_proxy_passes_on_is_survived(
+    forwarded: bytes, addresses: bytes, scheme: bytes, host: bytes, family: str
+) -> None:
+    """What is found is an address, a scheme and a host, or nothing."""
+    headers = {
+        b"forwarded": forwarded,
+        b"x-forwarded-for": addresses,
+        b"x-forwarded-proto": scheme,
+        b"x-forwarded-host": host,
+    }
+    found = Proxies(["10.0.0.0/8", "::/64"], family).client(headers, PROXY)
+    assert normal_address(found.address) == found.address
+    assert block_of(found.address)
+    assert found.scheme in ("", "http", "https")
+    assert found.host.isascii()
+    assert b" " not in found.host
 
 
 # ---- rates
