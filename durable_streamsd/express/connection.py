@@ -325,8 +325,8 @@ class Connection(Exchange, asyncio.Protocol):
     def _dispatch(self, head: Head, body: bytes) -> None:
         self._phase = BUSY
         operation = self._operation = head.operation
-        left = operation.left = operation.left - 1
-        if not left:
+        operation.left -= 1
+        if not operation.left:
             self._weight = operation.sample()
             self._began_s = monotonic()
             self._asked_bytes = len(body)
