@@ -4,7 +4,8 @@ A checkpointed view: it holds nothing beyond what is durable in the log, remembe
 and can be rebuilt from the segments. Values end with a CRC-32 of key and value, because LMDB's
 pages have none. Tables:
 
-    state      b"checkpoint" → Checkpoint; b"directory" → id of the data directory
+    state      b"checkpoint" → Checkpoint; b"directory" → id of the data directory;
+               b"horizon" → up to which batch the log has gaps, while that is being rebuilt
     paths      path → stream id
     streams    stream id → StreamMeta
     runs       stream id, start offset → packed runs, up to about 1,900 bytes of them
@@ -12,8 +13,11 @@ pages have none. Tables:
     expiry     deadline ms, stream id → nothing
     retention  ms from which something can be cut, stream id → nothing
     forks      source id, offset up to and from which the fork needs it, fork id → nothing
-    segments   segment id → live payload bytes: those of its runs in `runs`
+    segments   segment id → live payload bytes: those of its runs in `runs`; a compacted segment
+               counts from when it is here
     values     key → value: what other subsystems keep in the log
+    settled    kind, stream id or key → up to which batch compacted segments told it already: only
+               while the index is being rebuilt behind its horizon (`storage.rebuild`)
 
 Integers in keys are 8 bytes, big-endian, so that they sort. A packed run:
 
@@ -31,7 +35,7 @@ No read transaction outlives a call, so that none can pin old pages or meet a ma
 import contextlib
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -56,6 +60,7 @@ TABLES = (
     "forks",
     "segments",
     "values",
+    "settled",
 )
 KEY_TABLES = frozenset({"expiry", "retention", "forks"})
 """Tables whose entries are keys without values."""
@@ -75,6 +80,7 @@ _PRODUCER = struct.Struct("<QQ")
 _LIVE = struct.Struct("<q")
 _CHECKPOINT_KEY = b"checkpoint"
 _DIRECTORY_KEY = b"directory"
+_HORIZON_KEY = b"horizon"
 
 
 class Checkpoint(NamedTuple):
@@ -160,6 +166,14 @@ class RunPlace(NamedTuple):
     def length(self) -> int:
         """Bytes of payload."""
         return run_bytes(self.blocks)
+
+
+class Contents(NamedTuple):
+    """A stream and its producers."""
+
+    stream_id: int
+    meta: StreamMeta
+    producers: list[tuple[bytes, int, int]]
 
 
 _encode_meta = msgspec.msgpack.Encoder().encode
@@ -312,6 +326,74 @@ class Index:
         with self._look() as txn:
             value = self._get(txn, "state", _DIRECTORY_KEY)
         return None if value is None else value.decode()
+
+    def horizon(self) -> int:
+        """Up to which batch the index has to be rebuilt from a log with gaps; 0 when it is not."""
+        with self._look() as txn:
+            value = self._get(txn, "state", _HORIZON_KEY)
+        return 0 if value is None else int(_ID.unpack(value)[0])
+
+    def live_bytes(self, from_id: int = 0) -> dict[int, int]:
+        """The live payload of each segment whose id is not below `from_id`."""
+        found = {}
+        with self._look() as txn, txn.cursor(db=self._tables["segments"]) as cursor:
+            more = cursor.set_range(_ID.pack(from_id))
+            while more:
+                value = self._checked("segments", cursor.key(), cursor.value())
+                found[_ID.unpack(cursor.key())[0]] = _LIVE.unpack(value)[0]
+                more = cursor.next()
+        return found
+
+    def stream_count(self) -> int:
+        """How many streams there are, those included that are kept for their forks."""
+        with self._look() as txn:
+            return int(txn.stat(self._tables["streams"])["entries"])
+
+    def alive(self, stream_ids: Iterable[int]) -> int:
+        """How many of these streams there are."""
+        with self._look() as txn:
+            return sum(self._meta(txn, stream_id) is not None for stream_id in stream_ids)
+
+    def contents(self, stream_ids: Iterable[int]) -> tuple[int, list[Contents]]:
+        """Those of these streams that there are, and as of which batch that is."""
+        found = []
+        with self._look() as txn:
+            value = self._get(txn, "state", _CHECKPOINT_KEY)
+            sequence = 0 if value is None else Checkpoint(*msgspec.msgpack.decode(value)).sequence
+            for stream_id in stream_ids:
+                meta = self._meta(txn, stream_id)
+                if meta is None:
+                    continue
+                producers = [
+                    (key[_ID.size :], *_PRODUCER.unpack(state))
+                    for key, state in self._prefixed(txn, "producers", _ID.pack(stream_id))
+                ]
+                found.append(Contents(stream_id, meta, producers))
+        return sequence, found
+
+    def places(self, stream_id: int, offset: int, places_max: int) -> list[RunPlace]:
+        """A stream's runs from the first that begins at `offset` or behind it, about so many."""
+        found: list[RunPlace] = []
+        with self._look() as txn, txn.cursor(db=self._tables["runs"]) as cursor:
+            more = self._seek_floor(cursor, stream_id, offset)
+            more = more or cursor.set_range(_PAIR.pack(stream_id, offset))
+            while more and len(found) < places_max:
+                key = cursor.key()
+                if _pair("runs", key)[0] != stream_id:
+                    break
+                runs = unpack_runs(self._checked("runs", key, cursor.value()))
+                found += [place for place in runs if place.start >= offset]
+                more = cursor.next()
+        return found
+
+    def _prefixed(
+        self, txn: lmdb.Transaction, table: str, prefix: bytes
+    ) -> Iterator[tuple[bytes, bytes]]:
+        with txn.cursor(db=self._tables[table]) as cursor:
+            more = cursor.set_range(prefix)
+            while more and (key := bytes(cursor.key())).startswith(prefix):
+                yield key, self._checked(table, key, cursor.value())
+                more = cursor.next()
 
     def chain_at(self, path: bytes) -> list[tuple[int, StreamMeta]]:
         """The id and state of the stream at a path, and of its sources; empty if there is none."""
@@ -492,6 +574,16 @@ class Index:
                 meta = _decode_meta(self._checked("streams", key, value))
                 yield _ID.unpack(key)[0], meta
 
+    def plain_streams(self) -> Iterator[tuple[bytes, bytes]]:
+        """The entries of `streams` without what they say of how runs are packed."""
+        for key, value in self.entries("streams"):
+            meta = _decode_meta(value)
+            if meta.retention is None:
+                yield key, value
+                continue
+            meta.retention.entry_start = meta.retention.entry_bytes = 0
+            yield key, _encode_meta(meta)
+
     def entries(self, table: str) -> Iterator[tuple[bytes, bytes]]:
         """All keys and checked values of a table, each found by its key too (for offline tools)."""
         with self._look() as txn, txn.cursor(db=self._tables[table]) as cursor:
@@ -590,6 +682,12 @@ class IndexTransaction:
         if retention is not None:
             retention.entry_start, retention.entry_bytes = _PAIR.unpack(key)[1], filled
 
+    def note_last_entry(self, stream_id: int, retention: RetentionMeta) -> None:
+        """Its entries were written anew: the last one is what is filled from now on."""
+        key, packed = self._last_entry(stream_id)
+        retention.entry_start = _PAIR.unpack(key)[1] if key else 0
+        retention.entry_bytes = len(packed)
+
     def _last_entry(self, stream_id: int) -> tuple[bytes, bytes]:
         """Key and runs of a stream's last entry; empty where it has none."""
         with self._txn.cursor(db=self._tables["runs"]) as cursor:
@@ -597,6 +695,76 @@ class IndexTransaction:
                 return b"", b""
             key = bytes(cursor.key())
             return key, self._index._checked("runs", key, cursor.value())
+
+    def place_runs(
+        self, stream_id: int, places: list[RunPlace], moved_from: Container[int] | None
+    ) -> tuple[list[RunPlace], list[RunPlace]]:
+        """Put runs of a stream, in order of their offsets, where they belong among those it has.
+
+        With `moved_from` each takes the place of those that it was made of, which lie in these
+        segments; one of which none is left is dropped. Without it, there may be none. Returns the
+        places that are dead now and those that were put. Raises `CorruptData` for two of the same
+        bytes that must not be.
+        """
+        old: list[RunPlace] = []
+        end = places[-1].start + places[-1].length
+        with self._txn.cursor(db=self._tables["runs"]) as cursor:
+            found = self._index._seek_floor(cursor, stream_id, places[0].start)
+            if not found:
+                found = cursor.set_range(_PAIR.pack(stream_id, places[0].start))
+            while found:
+                key = bytes(cursor.key())
+                owner, first = _pair("runs", key)
+                if owner != stream_id or first >= end:
+                    break
+                old += unpack_runs(self._index._checked("runs", key, cursor.value()))
+                cursor.delete()
+                found = bool(cursor.key())  # none behind the last entry
+        dead: list[RunPlace] = []
+        put: list[RunPlace] = []
+        kept: list[RunPlace] = []
+        at = 0
+        for place in places:
+            stop = place.start + place.length
+            while at < len(old) and old[at].start + old[at].length <= place.start:
+                kept.append(old[at])
+                at += 1
+            parts = []
+            while at < len(old) and old[at].start < stop:
+                parts.append(old[at])
+                at += 1
+            if moved_from is None:
+                fits = not parts
+            else:
+                fits = all(
+                    part.start >= place.start
+                    and part.start + part.length <= stop
+                    and part.segment_id in moved_from
+                    for part in parts
+                )
+            if not fits:
+                raise _damaged("runs", _PAIR.pack(stream_id, place.start), "is there twice")
+            if parts or moved_from is None:
+                dead += parts
+                put.append(place)
+                kept.append(place)
+        kept += old[at:]
+        self._write_runs(stream_id, kept)
+        return dead, put
+
+    def _write_runs(self, stream_id: int, places: list[RunPlace]) -> None:
+        """Write whole entries; those that were there are removed."""
+        key = packed = b""
+        for place in places:
+            run = pack_run(place)
+            if packed and len(packed) + len(run) > ENTRY_BYTES_MAX:
+                self._put("runs", key, packed)
+                packed = b""
+            if not packed:
+                key = _PAIR.pack(stream_id, place.start)
+            packed += run
+        if packed:
+            self._put("runs", key, packed)
 
     def run_at(self, stream_id: int, offset: int) -> RunPlace | None:
         """The run that holds an offset, as this transaction sees it."""
@@ -637,21 +805,40 @@ class IndexTransaction:
         key = _NEED.pack(source_id, fork.reach, fork.floor, fork_id)
         self._txn.delete(key, db=self._tables["forks"])
 
+    def forks_of(self, source_id: int) -> list[int]:
+        """The ids of a stream's forks."""
+        return [fork_id for *_, fork_id in self._needs(source_id)]
+
     def needs_of_forks(self, source_id: int) -> list[Need]:
         """From where to where each of its forks needs a stream, the least reach first."""
-        needs: list[Need] = []
+        return [(floor, reach) for reach, floor, _ in self._needs(source_id)]
+
+    def _needs(self, source_id: int) -> Iterator[tuple[int, int, int]]:
+        """Reach, floor and id of each of its forks."""
         with self._txn.cursor(db=self._tables["forks"]) as cursor:
             found = cursor.set_range(_ID.pack(source_id))
             while found:
                 key = cursor.key()
                 if len(key) != _NEED.size:
                     raise _damaged("forks", key, "is damaged")
-                owner, reach, floor, _ = _NEED.unpack(key)
+                owner, reach, floor, fork_id = _NEED.unpack(key)
                 if owner != source_id:
-                    break
-                needs.append((floor, reach))
+                    return
+                yield reach, floor, fork_id
                 found = cursor.next()
-        return needs
+
+    def stream_before(self, stream_id: int) -> tuple[int, StreamMeta] | None:
+        """The last stream whose id is lower than this."""
+        with self._txn.cursor(db=self._tables["streams"]) as cursor:
+            found = cursor.set_range(_ID.pack(stream_id))
+            if not (cursor.prev() if found else cursor.last()):
+                return None
+            key = bytes(cursor.key())
+        (before_id,) = _ID.unpack(key)
+        meta = self.meta(before_id)
+        if meta is None or before_id >= stream_id:
+            raise _damaged("streams", key, "is out of order")
+        return before_id, meta
 
     def put_producer(self, stream_id: int, producer_id: bytes, epoch: int, seq: int) -> bool:
         """Write a producer's state; whether the stream did not have it before."""
@@ -673,6 +860,35 @@ class IndexTransaction:
         value = self._index._get(self._txn, "segments", key)
         live = change_bytes + (0 if value is None else _LIVE.unpack(value)[0])
         self._put("segments", key, _LIVE.pack(live))
+
+    def forget_segment(self, segment_id: int) -> int:
+        """Count a segment no more, and its live payload until now."""
+        key = _ID.pack(segment_id)
+        value = self._index._get(self._txn, "segments", key)
+        self._txn.delete(key, db=self._tables["segments"])
+        return 0 if value is None else int(_LIVE.unpack(value)[0])
+
+    def put_settled(self, key: bytes, sequence: int) -> None:
+        """Say up to which batch something was told by compacted segments."""
+        self._put("settled", key, _ID.pack(max(sequence, self.settled(key))))
+
+    def settled(self, key: bytes) -> int:
+        """Up to which batch it was; 0 if not at all."""
+        value = self._index._get(self._txn, "settled", key)
+        return 0 if value is None else int(_ID.unpack(value)[0])
+
+    def put_horizon(self, sequence: int) -> None:
+        """Begin to rebuild a log with gaps up to this batch; 0 when that is done."""
+        if sequence:
+            self._put("state", _HORIZON_KEY, _ID.pack(sequence))
+            return
+        self._txn.delete(_HORIZON_KEY, db=self._tables["state"])
+        self._txn.drop(self._tables["settled"], delete=False)
+
+    def newest_at(self, path: bytes) -> int:
+        """The id of the stream that a path leads to; 0 if there is none."""
+        value = self._index._get(self._txn, "paths", path)
+        return 0 if value is None else int(_ID.unpack(value)[0])
 
     def delete_stream(self, stream_id: int, meta: StreamMeta) -> list[RunPlace]:
         """Remove a stream and all it has; the runs that are dead now."""

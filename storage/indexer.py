@@ -6,10 +6,10 @@ inline. It is idempotent: a step begins where the index says it ended.
 """
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from storage.chain import Position, batches_between
+from storage.chain import LogEnd, Position, batches_between, open_chain
 from storage.errors import CorruptData
 from storage.index import (
     OFFSET_MAX,
@@ -18,15 +18,14 @@ from storage.index import (
     Index,
     IndexTransaction,
     Need,
-    RetentionMeta,
     RunPlace,
     StreamMeta,
 )
-from storage.log import LogEnd
-from storage.record import Configuration, Fork, Record, RecordType
+from storage.rebuild import conclude, fork_meta, load, retention_meta, stream_key, value_key
+from storage.record import Fork, Record, RecordType
 from storage.retention import dead_between, next_due_ms, note_cut, note_run
 from storage.scan import FIRST_BATCH_POSITION, BatchView
-from storage.segment import SegmentFile, list_segments
+from storage.segment import COMPACTED_IDS, SegmentFile
 
 INDEXED_TYPES = frozenset(
     {
@@ -69,9 +68,13 @@ class Change:
 class Indexer:
     """Writes what the log says into the index."""
 
-    def __init__(self, segments: Path, index: Index) -> None:
+    def __init__(
+        self, segments: Path, index: Index, compacted: Collection[int] | None = None
+    ) -> None:
+        """`compacted` are the compacted segments that an index begins with; None: all there are."""
         self._segments = segments
         self._index = index
+        self._compacted = compacted
 
     def step(self, target: LogEnd, records_max: int) -> Checkpoint:
         """Take the index on towards `target`, by about `records_max` records; how far it is now.
@@ -79,31 +82,47 @@ class Indexer:
         `target` must be durable. Raises `CorruptData`, having changed nothing, where the log or
         the index is damaged.
         """
-        checkpoint = self._index.checkpoint() or self._beginning()
-        if checkpoint.sequence >= target.sequence:
+        checkpoint = self._index.checkpoint() or self._begin()
+        horizon = self._index.horizon()
+        due = 0 < horizon <= target.sequence
+        if checkpoint.sequence >= target.sequence and not due:
             return checkpoint
         start = Position(checkpoint.segment_id, checkpoint.position)
         end = Position(target.segment_id, target.position)
+        known = self._index.live_bytes(COMPACTED_IDS)
         with self._index.write() as transaction:
-            step = Step(transaction, checkpoint)
-            for segment, batch in batches_between(self._segments, start, end):
+            step = GapStep(transaction, checkpoint) if horizon else Step(transaction, checkpoint)
+            for segment, batch in batches_between(self._segments, start, end, known):
+                if 0 < horizon < batch.head.sequence:
+                    break
                 step.apply(segment, batch)
                 if step.records >= records_max:
+                    due = 0 < horizon <= batch.head.sequence
                     break
-            return step.finish()
+            else:
+                step.reach(target)
+            checkpoint = step.finish()
+            if due:
+                conclude(transaction)
+            return checkpoint
 
-    def _beginning(self) -> Checkpoint:
-        paths = list_segments(self._segments)
-        if not paths:
+    def _begin(self) -> Checkpoint:
+        """Take in what compacted segments say; where the log begins."""
+        chain = open_chain(self._segments, self._compacted)
+        if not chain.segments:
             raise CorruptData("segments", 0, "the log is empty")
-        first = SegmentFile(paths[0]).header
-        return Checkpoint(
+        first = chain.segments[0].header
+        beginning = Checkpoint(
             first.segment_id,
             FIRST_BATCH_POSITION,
             first.first_sequence - 1,
             first.predecessor_checksum,
             first.next_stream_id,
         )
+        if not chain.compacted:
+            return beginning
+        with self._index.write() as transaction:
+            return load(transaction, chain, beginning)
 
 
 class Step:
@@ -166,6 +185,14 @@ class Step:
             segment_id, batch.end, batch.head.sequence, batch.checksum, next_stream_id
         )
 
+    def reach(self, end: LogEnd) -> None:
+        """All batches up to there were gathered, but for the last of them, if those lay in a gap.
+
+        Otherwise it stays where the last batch ends: the segment behind it may not be durable yet.
+        """
+        if self._checkpoint.sequence < end.sequence:
+            self._checkpoint = Checkpoint(*end, self._checkpoint.next_stream_id)
+
     def finish(self) -> Checkpoint:
         """Write everything gathered, and how far that is."""
         transaction = self._transaction
@@ -179,7 +206,7 @@ class Step:
                 if transaction.put_producer(stream_id, producer_id, epoch, seq):
                     meta.producer_count += 1
             if change.runs:
-                transaction.add_runs(stream_id, change.runs, meta.retention)
+                self._put_runs(stream_id, change)
             if change.dead:
                 for place in transaction.remove_runs(stream_id, change.dead):
                     self._add_live(place.segment_id, -place.length)
@@ -193,6 +220,9 @@ class Step:
         transaction.put_checkpoint(self._checkpoint)
         return self._checkpoint
 
+    def _put_runs(self, stream_id: int, change: Change) -> None:
+        self._transaction.add_runs(stream_id, change.runs, change.meta.retention)
+
     def _create(self, record: Record, time_ms: int) -> None:
         configuration = record.configuration
         if configuration is None:
@@ -205,10 +235,13 @@ class Step:
             time_ms,
             record.fork.root_id if record.fork is not None else record.stream_id,
             record.offset,
-            retention=_retention_meta(configuration, time_ms),
+            retention=retention_meta(configuration, time_ms),
         )
         self._changes[record.stream_id] = Change(meta, None)
-        self._transaction.put_path(configuration.path, record.stream_id)
+        self._put_path(configuration.path, record.stream_id)
+
+    def _put_path(self, path: bytes, stream_id: int) -> None:
+        self._transaction.put_path(path, stream_id)
 
     def _fork(self, segment: SegmentFile, batch: BatchView, record: Record, fork: Fork) -> None:
         """A fork begins: its source is needed up to its seam."""
@@ -218,15 +251,13 @@ class Step:
             what = f"stream {record.stream_id} is a fork of a stream that was deleted"
             raise CorruptData(segment.name, batch.position, what)
         earliest = source.meta.earliest
-        if seam < earliest:
+        if seam < earliest or fork.earliest != earliest:
             what = f"stream {record.stream_id} is a fork of what its source had dropped"
             raise CorruptData(segment.name, batch.position, what)
         source.meta.forks += 1
         meta = self._changes[record.stream_id].meta
         meta.earliest = earliest
-        meta.fork = ForkMeta(
-            fork.source_id, seam, fork.offset, fork.sub_offset, fork.asked, seam, earliest
-        )
+        meta.fork = fork_meta(fork, seam)
         self._transaction.put_fork(fork.source_id, meta.fork, record.stream_id)
 
     def _check_fork(self, segment: SegmentFile, batch: BatchView, record: Record) -> None:
@@ -357,7 +388,91 @@ class Step:
         self._live_bytes[segment_id] = self._live_bytes.get(segment_id, 0) + change_bytes
 
 
-def _retention_meta(configuration: Configuration, time_ms: int) -> RetentionMeta | None:
-    """What a fork inherits counts as written when it was made."""
-    retention = configuration.retention
-    return None if retention is None else RetentionMeta(*retention, newest_ms=time_ms)
+class GapStep(Step):
+    """A step behind the horizon of a log with gaps (`storage.rebuild`)."""
+
+    def apply(self, segment: SegmentFile, batch: BatchView) -> None:
+        """Gather a batch without what is settled, or of streams that nothing is known of."""
+        sequence = batch.head.sequence
+        segment_id = segment.header.segment_id
+        next_stream_id = self._checkpoint.next_stream_id
+        for record in batch.records:
+            if record.type is RecordType.VALUE:
+                if record.value is not None and not self._settled(
+                    value_key(record.value.key), sequence
+                ):
+                    self._keep(segment, batch, record)
+                continue
+            if record.type is RecordType.CREATE:
+                next_stream_id = max(next_stream_id, record.stream_id + 1)
+            if not self._settled(stream_key(record.stream_id), sequence):
+                self._follow(segment, batch, record)
+        position = batch.payload_position
+        self._add_live(segment_id, 0)
+        for stream_id, start, length, blocks in batch.runs:
+            if self._known(stream_id):
+                change = self._change(segment, batch, stream_id)
+                change.runs.append(RunPlace(start, segment_id, position, blocks))
+                retention = change.meta.retention
+                if not self._settled(stream_key(stream_id), sequence):
+                    change.meta.tail = start + length
+                    if retention is not None:
+                        note_run(retention, start, batch.head.time_ms)
+                self._add_live(segment_id, length)
+            position += length
+        self.records += batch.head.records
+        self._checkpoint = Checkpoint(
+            segment_id, batch.end, sequence, batch.checksum, next_stream_id
+        )
+
+    def _follow(self, segment: SegmentFile, batch: BatchView, record: Record) -> None:
+        """Gather a record that says something new."""
+        if record.type is RecordType.CREATE:
+            self._create(record, batch.head.time_ms)
+            if record.fork is not None:
+                self._note_fork(record, record.fork)
+        elif not self._known(record.stream_id):
+            return
+        elif record.type is RecordType.DELETE:
+            self._end(segment, batch, record.stream_id)
+            return
+        elif record.type is RecordType.SOFT_DELETE:
+            meta = self._change(segment, batch, record.stream_id).meta
+            meta.kept = record.offset
+            meta.deadline_ms = None
+        elif record.type is RecordType.RETAIN:
+            note_cut(self._change(segment, batch, record.stream_id).meta, record.offset)
+        self._note(segment, batch, record)
+
+    def _settled(self, key: bytes, sequence: int) -> bool:
+        return sequence <= self._transaction.settled(key)
+
+    def _known(self, stream_id: int) -> bool:
+        change = self._changes.get(stream_id)
+        if change is not None:
+            return not change.deleted
+        return self._transaction.meta(stream_id) is not None
+
+    def _put_runs(self, stream_id: int, change: Change) -> None:
+        self._transaction.place_runs(stream_id, change.runs, None)
+
+    def _put_path(self, path: bytes, stream_id: int) -> None:
+        if self._transaction.newest_at(path) < stream_id:
+            self._transaction.put_path(path, stream_id)
+
+    def _put(self, stream_id: int, change: Change) -> None:
+        deadline_ms = change.old_deadline_ms
+        self._transaction.put_stream(stream_id, change.meta, deadline_ms, change.old_due_ms)
+
+    def _note_fork(self, record: Record, fork: Fork) -> None:
+        meta = self._changes[record.stream_id].meta
+        meta.earliest = fork.earliest
+        meta.fork = fork_meta(fork, record.offset)
+        self._transaction.put_fork(fork.source_id, meta.fork, record.stream_id)
+
+    def _end(self, segment: SegmentFile, batch: BatchView, stream_id: int) -> None:
+        change = self._change(segment, batch, stream_id)
+        change.deleted = True
+        fork = change.meta.fork
+        if fork is not None:
+            self._transaction.delete_fork(fork.source_id, fork, stream_id)

@@ -1,40 +1,60 @@
 """The indexer in a process of its own, so that it does not take the interpreter from the loop.
 
+It compacts, too (`storage.compaction`), between steps: it is the one that writes the index, moving
+bytes costs the loop nothing there, and indexing never waits for more than one piece of it. How much
+it may do is granted again every second, in bytes and in time on the processor: so it takes the same
+small share of a busy machine whatever the data looks like.
+
 The store's process tells it durable ends of the log, one at a time, by a pipe; it steps the index
 there and answers how far it got. It is the only writer of the index while it lives. When its pipe
 ends it stops; when it dies it is started again, and goes on where the index says.
 
     parent → child   LogEnd: segment id, position, sequence (u64), checksum (u32)
-    child → parent   Checkpoint: the same, and the next stream id (u64)
+                     a grant until the next one: 0, ms on the processor, bytes to compact, 0
+    child → parent   Checkpoint: the same as LogEnd, and the next stream id (u64)
+                     compacted: 0, segments removed, their bytes, segments written, their bytes;
+                     each since the last one told
 
-Run as `python -m storage.indexer_process DIRECTORY STEP_RECORDS`.
+Run as `python -m storage.indexer_process DIRECTORY STEP_RECORDS SEGMENT_BYTES RESERVE_BYTES RATE`.
 """
 
 import contextlib
 import logging
+import math
 import os
+import select
 import signal
 import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
+from storage.chain import LogEnd
 from storage.child import child_command, child_environment
+from storage.compaction import LEFT_ALONE_S, Compactor, Grant, Reclaimed
 from storage.directory import DataDirectory
-from storage.errors import CorruptData, StorageError
+from storage.disk import Disk
+from storage.errors import CorruptData, IndexFailed, OpenError, OutOfSpace, StorageError
 from storage.index import Checkpoint, Index
 from storage.indexer import Indexer
-from storage.log import LogEnd
+from storage.limits import Limits
 from storage.store import Store
 
 TARGET = struct.Struct("<QQQI")
 PROGRESS = struct.Struct("<QQQIQ")
 STOP_WAIT_S = 2.0
 """A child that takes longer is killed; whoever opens next indexes what it had not."""
+GRANT = 0
+"""In the place of a segment's id: what follows is about compaction."""
+LOOK_INTERVAL_S = 10.0
+"""Between two looks at whether anything is worth compacting, when nothing was and no segment has
+been filled since."""
+NEVER_S = float("inf")
 NICE = 5
 EXIT_FAILED = 1
 EXIT_DAMAGED = 4
@@ -83,6 +103,15 @@ class IndexerProcess:
             return  # It has died; its reader thread will say so.
         self._store.indexing = True
 
+    def grant(self, grant: Grant) -> None:
+        """Let the child compact so much, until the next grant; call it about once a second."""
+        child = self._child
+        if self._stopping or child is None or child.stdin is None or not grant.size_bytes:
+            return
+        with contextlib.suppress(OSError):  # It has died; its reader thread will say so.
+            child.stdin.write(TARGET.pack(GRANT, grant.processor_ms, grant.size_bytes, 0))
+            child.stdin.flush()
+
     def stop(self) -> None:
         """End the child and take the index back."""
         self._stopping = True
@@ -103,6 +132,9 @@ class IndexerProcess:
             "storage.indexer_process",
             str(self._store.directory.path),
             str(self._store.limits.index_step_records),
+            str(self._store.limits.segment_bytes),
+            str(self._store.limits.reserve_bytes),
+            str(self._store.limits.compact_bytes_per_s),
         )
         child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=child_environment()
@@ -114,7 +146,11 @@ class IndexerProcess:
         """Pass on what the child says, in a thread of its own, until it ends."""
         assert child.stdout is not None
         while len(message := child.stdout.read(PROGRESS.size)) == PROGRESS.size:
-            checkpoint = Checkpoint(*PROGRESS.unpack(message))
+            numbers = PROGRESS.unpack(message)
+            if numbers[0] == GRANT:  # and so is what came of it
+                self._post(lambda done=numbers[1:]: self._store.compacted(*done))  # type: ignore[misc]
+                continue
+            checkpoint = Checkpoint(*numbers)
             self._post(lambda reached=checkpoint: self._progress(reached))  # type: ignore[misc]
         code = child.wait()
         if not self._stopping:
@@ -146,16 +182,123 @@ class IndexerProcess:
             log.error("the indexer ended with code %d, and starts again in %g s", code, delay_s)
 
 
-def follow(directory: DataDirectory, step_records: int, source: IO[bytes], sink: IO[bytes]) -> None:
-    """The child's life: read targets, step, answer. Raises `StorageError`."""
+def follow(directory: DataDirectory, limits: Limits, source: IO[bytes], sink: IO[bytes]) -> None:
+    """The child's life: read targets, step, answer, and compact in between. Raises `StorageError`.
+
+    `source` is not buffered.
+    """
     directory.lock_index()
     index = Index(directory.index, writable=True)
     indexer = Indexer(directory.segments, index)
-    while len(message := source.read(TARGET.size)) == TARGET.size:
-        checkpoint = indexer.step(LogEnd(*TARGET.unpack(message)), step_records)
+    compacting = Compacting(directory, index, limits, sink)
+    while True:
+        if compacting.may_go_on() and not select.select([source], [], [], 0)[0]:
+            compacting.step()
+            continue
+        message = source.read(TARGET.size)
+        if len(message) != TARGET.size:
+            break
+        target = LogEnd(*TARGET.unpack(message))
+        if target.segment_id == GRANT:
+            compacting.grant(Grant(target.sequence, target.position))
+            continue
+        checkpoint = indexer.step(target, limits.index_step_records)
+        compacting.reached(checkpoint)
         sink.write(PROGRESS.pack(*checkpoint))
         sink.flush()
+    compacting.close()
     index.close()
+
+
+class Compacting:
+    """Compaction in the child: a piece at a time, as much as was granted."""
+
+    def __init__(
+        self, directory: DataDirectory, index: Index, limits: Limits, sink: IO[bytes]
+    ) -> None:
+        self.granted = Grant(0, 0)
+        """What is left of it; below zero what was used in advance."""
+        self._compactor = Compactor(directory, index, Disk(), limits)
+        self._sink = sink
+        self._work: Generator[int, None, None] | None = None
+        self._told = Reclaimed()
+        self._look_after_s = 0.0
+        self._checkpoint: Checkpoint | None = None
+        self._looked_at: Checkpoint | None = None
+
+    def reached(self, checkpoint: Checkpoint) -> None:
+        """The index is here now."""
+        before = self._checkpoint
+        if (
+            before is not None
+            and checkpoint.segment_id != before.segment_id
+            and self._look_after_s != NEVER_S
+        ):
+            self._look_after_s = 0.0
+        self._checkpoint = checkpoint
+
+    def grant(self, more: Grant) -> None:
+        """So much from now on, less what was used in advance; what was left is not added."""
+        self.granted = Grant(
+            *(new + min(old, 0) for new, old in zip(more, self.granted, strict=True))
+        )
+
+    def may_go_on(self) -> bool:
+        """Whether there may be something to do, and it is granted."""
+        if min(self.granted) <= 0:
+            return False
+        if self._work is not None:
+            return True
+        now_s = time.monotonic()
+        if now_s < self._look_after_s:
+            return False
+        idle = self._checkpoint == self._looked_at and self._look_after_s > 0
+        return not idle or now_s >= self._look_after_s + LEFT_ALONE_S
+
+    def step(self) -> None:
+        """Do a piece."""
+        begun_s = time.process_time()
+        if self._work is None:
+            self._looked_at = self._checkpoint
+            self._work = self._compactor.run()
+        size_bytes = 0
+        try:
+            size_bytes = next(self._work)
+        except StopIteration:
+            self._end(again=self._compactor.done.changes != self._told.changes)
+        except (OutOfSpace, CorruptData, OpenError, IndexFailed) as error:
+            log.warning("nothing was compacted: %s", error)
+            self._end(again=False)
+        except OSError as error:
+            log.error("nothing more is compacted until a restart: %s", error)
+            self._end(again=False)
+            self._look_after_s = NEVER_S
+        used_ms = 1_000 * (time.process_time() - begun_s)
+        left = self.granted
+        self.granted = Grant(left.size_bytes - size_bytes, left.processor_ms - math.ceil(used_ms))
+
+    def close(self) -> None:
+        """Leave what is under way."""
+        if self._work is not None:
+            self._work.close()
+
+    def _end(self, *, again: bool) -> None:
+        self._work = None
+        self._look_after_s = 0.0 if again else time.monotonic() + LOOK_INTERVAL_S
+        done, told = self._compactor.done, self._told
+        if done.changes == told.changes:
+            return
+        self._sink.write(
+            PROGRESS.pack(
+                GRANT,
+                done.removed - told.removed,
+                done.removed_bytes - told.removed_bytes,
+                done.written - told.written,
+                done.written_bytes - told.written_bytes,
+            )
+        )
+        self._sink.flush()
+        self._told = replace(done)
 
 
 def main(arguments: list[str]) -> int:
@@ -165,12 +308,15 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.nice(NICE)
     try:
-        follow(
-            DataDirectory(Path(arguments[0])),
-            int(arguments[1]),
-            sys.stdin.buffer,
-            sys.stdout.buffer,
+        step_records, segment_bytes, reserve_bytes, rate = map(int, arguments[1:])
+        limits = Limits(
+            index_step_records=step_records,
+            segment_bytes=segment_bytes,
+            reserve_bytes=reserve_bytes,
+            compact_bytes_per_s=rate,
         )
+        with open(sys.stdin.fileno(), "rb", buffering=0) as source:  # noqa: PTH123
+            follow(DataDirectory(Path(arguments[0])), limits, source, sys.stdout.buffer)
     except BrokenPipeError:
         return 0
     except (StorageError, OSError) as error:
