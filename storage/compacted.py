@@ -42,7 +42,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from storage.errors import CorruptData, OpenError
-from storage.index import ForkMeta, RetentionMeta, StreamMeta
+from storage.index_entries import ForkMeta, RetentionMeta, StreamMeta
 from storage.record import (
     Configuration,
     DecodeError,

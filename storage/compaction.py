@@ -38,7 +38,8 @@ from storage.compacted import Compacted, Summary, join_gaps, state_record
 from storage.directory import DataDirectory
 from storage.disk import NO_SPACE, Disk, read_at
 from storage.errors import CorruptData, OpenError, OutOfSpace
-from storage.index import Checkpoint, Contents, Index, IndexTransaction, RunPlace
+from storage.index import Index, IndexTransaction
+from storage.index_entries import Checkpoint, Contents, RunPlace
 from storage.limits import Limits
 from storage.output import Output
 from storage.rebuild import placed, sources_of

@@ -13,7 +13,7 @@ from storage.batch import RunEntry, encode_batch, joined_blocks
 from storage.compacted import Summary
 from storage.directory import DataDirectory
 from storage.disk import Disk
-from storage.index import RunPlace
+from storage.index_entries import RunPlace
 from storage.record import Entry, Record, RecordType, encode
 from storage.segment import (
     HEADER_BYTES,

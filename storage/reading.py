@@ -20,7 +20,8 @@ from storage.batch import BLOCK, ENDS_MESSAGE, LENGTH_MASK, damaged_block
 from storage.disk import read_at, read_cached
 from storage.errors import CorruptData, FramingError, OffsetError, OpenError
 from storage.framing import Framing, message_lengths, text_boundary
-from storage.index import Index, RunPlace
+from storage.index import Index
+from storage.index_entries import RunPlace
 from storage.limits import Limits
 from storage.segment import SegmentFile, segment_path
 from storage.state import Run

@@ -22,11 +22,11 @@ from collections.abc import Iterator
 from storage.chain import Chain
 from storage.compacted import Compacted, meta_of
 from storage.errors import CorruptData
-from storage.index import (
+from storage.index import IndexTransaction
+from storage.index_entries import (
     OFFSET_MAX,
     Checkpoint,
     ForkMeta,
-    IndexTransaction,
     Need,
     RetentionMeta,
     RunPlace,

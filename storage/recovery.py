@@ -38,8 +38,9 @@ from storage.chain import Chain, LogEnd, open_chain
 from storage.directory import DataDirectory
 from storage.disk import Disk, read_at
 from storage.errors import CorruptData, IndexFailed, OpenError
-from storage.index import Checkpoint, Index
-from storage.indexer import INDEXED_TYPES, Indexer
+from storage.index import Index
+from storage.index_entries import Checkpoint
+from storage.indexer import Indexer
 from storage.log import create_segment
 from storage.record import DecodeError, encode
 from storage.removal import remove
@@ -51,6 +52,7 @@ from storage.segment import (
     new_header,
     segment_path,
 )
+from storage.step import INDEXED_TYPES
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from storage.chain import Chain
 from storage.compacted import Compacted, Gap
 from storage.errors import CorruptData
-from storage.index import Checkpoint
+from storage.index_entries import Checkpoint
 from storage.record import DecodeError
 from storage.scan import FIRST_BATCH_POSITION, BatchView, Scanner
 from storage.segment import SegmentFile, SegmentHeader

@@ -45,7 +45,8 @@ from storage.errors import (
 )
 from storage.family import Asked, Origin, bits_of, fork_config, same_fork
 from storage.framing import Framed, Framing, is_heavy, try_frame
-from storage.index import Checkpoint, Index
+from storage.index import Index
+from storage.index_entries import Checkpoint
 from storage.indexer import Indexer
 from storage.limits import Limits
 from storage.listing import Listing

@@ -21,7 +21,8 @@ from storage.compacted import Compacted
 from storage.directory import DataDirectory
 from storage.disk import read_at
 from storage.errors import CorruptData, StorageError
-from storage.index import TABLES, Index, pack_run, unpack_runs
+from storage.index import TABLES, Index
+from storage.index_entries import pack_run, unpack_runs
 from storage.indexer import Indexer
 from storage.record import DecodeError
 from storage.scan import FIRST_BATCH_POSITION, BatchView, Scanner

@@ -29,7 +29,7 @@ from storage.batch import (
     run_bytes,
 )
 from storage.errors import OpenError
-from storage.index import RUN_HEAD, RunPlace, pack_run, seal, unpack_runs
+from storage.index_entries import RUN_HEAD, RunPlace, pack_run, seal, unpack_runs
 from storage.record import (
     Configuration,
     DecodeError,

@@ -16,10 +16,10 @@ from storage.chain import LogEnd
 from storage.disk import Disk
 from storage.errors import CorruptData, DirectoryLocked, OpenError
 from storage.index import Index
-from storage.indexer import INDEXED_TYPES
 from storage.limits import Limits
 from storage.record import Configuration, Record, RecordType, encode
 from storage.segment import KIND_COMPACTED, encode_header, new_header, segment_path
+from storage.step import INDEXED_TYPES
 from storage.store import Store
 
 BATCHES = 6

@@ -21,7 +21,8 @@ from family_checks import family_is_whole
 from storage.chain import Chain
 from storage.compaction import Compactor
 from storage.errors import CommitError, NotResident, OutOfSpace, SoftDeleted, Unsettled
-from storage.index import TABLES, Checkpoint, Index
+from storage.index import TABLES, Index
+from storage.index_entries import Checkpoint
 from storage.indexer import Indexer
 from storage.record import Producer, Retention
 from storage.segment import COMPACTED_IDS
