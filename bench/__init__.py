@@ -17,6 +17,8 @@
   generator does in a scenario
 - `many_streams`, `restart`: scenarios of several phases, or several servers
 - `scattered`, `pipeline`: working on very many streams
+- `reclaim`: a program of its own, `python -m bench.reclaim`: how much disk a store takes through
+  which far more was written than is live
 - `loops`: how operations follow each other: in a closed loop, or at a fixed rate
 - `connections`, `catchup`, `followers`, `readers`: connections that append, read, and follow live
 - `measure`: what generator and report tell each other; the measured window

@@ -161,6 +161,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Of one file of the log; made twice `body_bytes_max` where that is more."""
     tail_cache_bytes_max: Annotated[int, Meta(ge=0, le=1 << 40)] = 64 * MIB
     """Of recent payload in memory."""
+    compact_bytes_per_s: Annotated[int, Meta(ge=0, le=1 << 40)] = 32 * MIB
+    """Read and written to give back the space of what was deleted; 0: no compaction."""
     retention: Annotated[tuple[RetentionRule, ...], Meta(max_length=RULES_MAX)] = ()
     """How much is kept of streams whose creator does not say; only in the file."""
 

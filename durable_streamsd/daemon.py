@@ -116,6 +116,7 @@ def run(settings: Settings, on_listening: Callable[[str], None] | None = None) -
         # A batch never spans two segments, and one append may be as large as a body.
         segment_bytes=max(settings.segment_bytes, 2 * settings.body_bytes_max),
         tail_cache_bytes_max=settings.tail_cache_bytes_max,
+        compact_bytes_per_s=settings.compact_bytes_per_s,
     )
     if exposed_without_authentication(settings):
         print(f"durable-streamsd: {OPEN_TO_ALL.format(settings.host)}", file=sys.stderr)
@@ -235,6 +236,7 @@ class Daemon:
         self._room_made()
         self._watchdog.tick()
         self._retainer.look()
+        self._indexer.grant(self._store.compaction_grant())
         self._store.tick(self._store.now_ms())  # last: it may meet a damaged index
 
     def _reload(self) -> None:

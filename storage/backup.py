@@ -3,25 +3,27 @@
 The index is copied first (LMDB gives a consistent snapshot), then the log up to its last whole
 batch: so the copy's index is behind its log, never ahead, and the moment is that batch for all
 streams, with their producers' state. Whether the daemon had synced that batch does not matter: the
-copy is synced itself. `FORMAT` is written last, so an interrupted backup does not open.
+copy is synced itself. Which compacted segments there are is what the copied index says; no segment
+is removed while a backup is made, so all that it rests on is there. `FORMAT` is written last, so an
+interrupted backup does not open.
 
 Left out: incremental copies. Sealed segments never change, so a tool that copies files by name and
 size can be one.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
-from storage.chain import open_chain, segment_end
+from storage.chain import open_chain
 from storage.directory import FORMAT_FILE, DataDirectory
 from storage.disk import Disk, read_at
 from storage.errors import OpenError
 from storage.index import Index
 from storage.record import DecodeError
 from storage.scan import FIRST_BATCH_POSITION, Frame, Scanner
-from storage.segment import SegmentFile
+from storage.segment import COMPACTED_IDS, SegmentFile
 
 COPY_BYTES = 4 << 20
 
@@ -48,13 +50,13 @@ def backup(source: Path, destination: Path, progress: Progress) -> Backup:
     try:
         disk.make_directory(destination / "segments")
         disk.make_directory(destination / "index")
-        index = Index(directory.index, writable=False)
+        held = directory.keep_segments()
         try:
-            index.copy(destination / "index")
+            known = _copy_index(directory.index, destination / "index")
+            _sync(disk, destination / "index" / "data.mdb")
+            made = _copy_log(disk, directory.segments, destination / "segments", known, progress)
         finally:
-            index.close()
-        _sync(disk, destination / "index" / "data.mdb")
-        made = _copy_log(disk, directory.segments, destination / "segments", progress)
+            os.close(held)
         _copy(disk, source / FORMAT_FILE, destination / FORMAT_FILE)
         for folder in (destination / "segments", destination / "index", destination):
             disk.sync_directory(folder)
@@ -71,19 +73,37 @@ def _refuse_occupied(destination: Path) -> None:
         )
 
 
-def _copy_log(disk: Disk, source: Path, destination: Path, progress: Progress) -> Backup:
-    chain = open_chain(source)
-    ends = [segment_end(chain, at) for at in range(len(chain))]
+def _copy_index(source: Path, destination: Path) -> Collection[int]:
+    """Copy the index; the compacted segments that the copy knows."""
+    index = Index(source, writable=False)
+    try:
+        index.copy(destination)
+    finally:
+        index.close()
+    copied = Index(destination, writable=False)
+    try:
+        return copied.live_bytes(COMPACTED_IDS)
+    finally:
+        copied.close()
+        (destination / "lock.mdb").unlink(missing_ok=True)
+
+
+def _copy_log(
+    disk: Disk, source: Path, destination: Path, known: Collection[int], progress: Progress
+) -> Backup:
+    chain = open_chain(source, known)
+    ends = [chain.end(at) for at in range(len(chain.segments))]
     sequence = 0
-    if chain:
-        last = chain[-1]
+    if chain.segments:
+        last = chain.segments[-1]
         frame = _last_frame(last)
         ends[-1] = FIRST_BATCH_POSITION if frame is None else frame.end
         sequence = last.header.first_sequence - 1 if frame is None else frame.head.sequence
-    total = sum(end or 0 for end in ends)
+    whole = [(file.segment, file.size_bytes()) for file in chain.compacted]
+    whole += [(segment, end or 0) for segment, end in zip(chain.segments, ends, strict=True)]
+    total = sum(end for _, end in whole)
     done = 0
-    for segment, end in zip(chain, ends, strict=True):
-        assert end is not None
+    for segment, end in whole:
         target = destination / segment.name
         fd = disk.create(target)
         try:

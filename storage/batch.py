@@ -174,6 +174,30 @@ def reseal_blocks(seed: int, stream_id: int, start: int, blocks: bytes, data: by
     return bytes(table)
 
 
+def joined_blocks(
+    seed: int, stream_id: int, start: int, tables: Sequence[bytes], data: bytes
+) -> bytes:
+    """The block table of one run that is made of several: small blocks are joined.
+
+    Only such as begin and end with a message; the parts of a long one stay as they are.
+    """
+    cuts: list[int] = []
+    whole = False
+    ended = True
+    for blocks in tables:
+        for coded, _ in BLOCK.iter_unpack(blocks):
+            fits = whole and (cuts[-1] & LENGTH_MASK) + (coded & LENGTH_MASK) <= BLOCK_BYTES_MAX
+            alone = not (ended and coded & ENDS_MESSAGE)
+            if fits and not alone:
+                cuts[-1] += coded & LENGTH_MASK
+            else:
+                cuts.append(coded)
+            whole = not alone
+            ended = bool(coded & ENDS_MESSAGE)
+    unsealed = b"".join(BLOCK.pack(coded, 0) for coded in cuts)
+    return reseal_blocks(seed, stream_id, start, unsealed, data)
+
+
 def encode_batch(
     seed: int,
     sequence: int,

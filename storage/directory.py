@@ -4,10 +4,11 @@ FORMAT      one line: what this is, the format version, and an id that the index
 LOCK        held (flock) by the one process that has the directory open
 INDEXER     held by the process that writes the index
 RESERVE     space given back when the disk is full
-segments/   the log
+segments/   the log; locked, shared, by who copies it, and by who removes files of it
 index/      LMDB: a view of the log, which can be lost
 """
 
+import contextlib
 import fcntl
 import os
 import re
@@ -84,6 +85,22 @@ class DataDirectory:
                 time.sleep(0.01)
         self._locks.append(fd)
 
+    def keep_segments(self) -> int:
+        """Have no segment removed until the descriptor that this returns is closed."""
+        fd = os.open(self.segments, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        return fd
+
+    def may_remove_segments(self) -> int | None:
+        """Keep others from copying segments until this descriptor is closed; None while they do."""
+        fd = os.open(self.segments, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            return None
+        return fd
+
     def unlock_index(self) -> None:
         """Let another process write the index."""
         os.close(self._locks.pop())
@@ -121,8 +138,8 @@ class DataDirectory:
         return True
 
     def release_reserve(self, disk: Disk) -> None:
-        """Give the reserve's space back to the file system."""
-        if self.reserve.exists():
+        """Give the reserve's space back to the file system, if no other process did."""
+        with contextlib.suppress(FileNotFoundError):
             disk.unlink(self.reserve)
 
 

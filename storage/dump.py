@@ -3,11 +3,13 @@
 Reads whatever is readable: it stops in a segment at the first batch that is not, and says so.
 """
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 from storage.batch import BLOCK, ENDS_MESSAGE, LENGTH_MASK
-from storage.chain import open_chain, segment_end
+from storage.chain import open_chain
+from storage.compacted import Summary
 from storage.directory import DataDirectory
 from storage.disk import read_at
 from storage.record import DecodeError, Record
@@ -16,15 +18,27 @@ from storage.segment import SegmentFile
 
 
 def dump(directory: DataDirectory, *, payload: bool) -> Iterator[dict[str, Any]]:
-    """Segments, batches and the ends of segments as dictionaries fit for JSON.
+    """Segments, batches and the ends of segments as dictionaries for JSON; compacted ones first.
 
     `payload` adds each run's bytes, as text with undecodable bytes escaped. Raises `OpenError`.
     """
+    held = directory.keep_segments()
+    try:
+        yield from _dump(directory, payload)
+    finally:
+        os.close(held)
+
+
+def _dump(directory: DataDirectory, payload: bool) -> Iterator[dict[str, Any]]:
     chain = open_chain(directory.segments)
-    for at, segment in enumerate(chain):
-        header = segment.header._asdict()
-        yield {"segment": segment.name, "salt": f"{header.pop('salt'):016x}", **header}
-        known_end = segment_end(chain, at)
+    for file in chain.compacted:
+        yield _head(file.segment)
+        for batch in file.batches():
+            yield {"compacted": file.name, **_batch(file.segment, batch, payload)}
+        yield {"compacted": file.name, "stands_for": _stands_for(file.summary)}
+    for at, segment in enumerate(chain.segments):
+        yield _head(segment)
+        known_end = chain.end(at)
         scanner = Scanner(segment)
         position = FIRST_BATCH_POSITION
         while known_end is None or position < known_end:
@@ -35,6 +49,16 @@ def dump(directory: DataDirectory, *, payload: bool) -> Iterator[dict[str, Any]]
                 break
             yield _batch(segment, batch, payload)
             position = batch.end
+
+
+def _head(segment: SegmentFile) -> dict[str, Any]:
+    header = segment.header._asdict()
+    return {"segment": segment.name, "salt": f"{header.pop('salt'):016x}", **header}
+
+
+def _stands_for(summary: Summary) -> dict[str, Any]:
+    gaps = [gap._asdict() for gap in summary.gaps]
+    return {**summary._asdict(), "gaps": gaps}
 
 
 def _batch(segment: SegmentFile, batch: BatchView, payload: bool) -> dict[str, Any]:

@@ -52,9 +52,11 @@ class Origin:
         self.depth: int = 1 if source.origin is None else source.origin.depth + 1
 
     def record(self) -> Fork:
-        """What the log says of it."""
+        """What the log says of it when it begins."""
         source = self.source
-        return Fork(source.id, source.root, self.offset, self.sub_offset, self.asked)
+        return Fork(
+            source.id, source.root, self.offset, self.sub_offset, self.asked, source.earliest
+        )
 
 
 def bits_of(asked: Asked) -> int:

@@ -4,7 +4,8 @@ A checkpointed view: it holds nothing beyond what is durable in the log, remembe
 and can be rebuilt from the segments. Values end with a CRC-32 of key and value, because LMDB's
 pages have none. Tables:
 
-    state      b"checkpoint" → Checkpoint; b"directory" → id of the data directory
+    state      b"checkpoint" → Checkpoint; b"directory" → id of the data directory;
+               b"horizon" → up to which batch the log has gaps, while that is being rebuilt
     paths      path → stream id
     streams    stream id → StreamMeta
     runs       stream id, start offset → packed runs, up to about 1,900 bytes of them
@@ -12,39 +13,54 @@ pages have none. Tables:
     expiry     deadline ms, stream id → nothing
     retention  ms from which something can be cut, stream id → nothing
     forks      source id, offset up to and from which the fork needs it, fork id → nothing
-    segments   segment id → live payload bytes: those of its runs in `runs`
+    segments   segment id → live payload bytes: those of its runs in `runs`; a compacted segment
+               counts from when it is here
     values     key → value: what other subsystems keep in the log
-
-Integers in keys are 8 bytes, big-endian, so that they sort. A packed run:
-
-     0          8         12         16       18
-    ┌──────────┬─────────┬──────────┬────────┬ ─ ─ blocks × (length and flag u32, checksum u32)
-    │ start u64│ segment │ position │ blocks │
-    └──────────┴─────────┴──────────┴────────┴ ─ ─
-
-Runs that nobody can read any more leave their entry, whose key and place stay those of its first
-run: so what an index holds depends on the log alone, and not on when runs left it.
+    settled    kind, stream id or key → up to which batch compacted segments told it already: only
+               while the index is being rebuilt behind its horizon (`storage.rebuild`)
 
 No read transaction outlives a call, so that none can pin old pages or meet a map that grows.
 """
 
 import contextlib
 import os
-import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from zlib import crc32
 
 import lmdb
 import msgspec
 
-from storage.batch import run_bytes
 from storage.errors import CorruptData, IndexFailed, OpenError
+from storage.index_entries import (
+    CRC,
+    ENTRY_BYTES_MAX,
+    ID,
+    LIVE,
+    NEED,
+    OFFSET_MAX,
+    PAIR,
+    PRODUCER,
+    Buffer,
+    Checkpoint,
+    Contents,
+    ForkMeta,
+    Need,
+    RetentionMeta,
+    RunPlace,
+    StreamEntry,
+    StreamMeta,
+    damaged,
+    decode_meta,
+    encode_meta,
+    pack_run,
+    pair,
+    seal,
+    unpack_runs,
+)
 
 MAP_BYTES = 1 << 40
-ENTRY_BYTES_MAX = 1_900
-KEY_BYTES_MAX = 511
 TABLES = (
     "state",
     "paths",
@@ -56,149 +72,13 @@ TABLES = (
     "forks",
     "segments",
     "values",
+    "settled",
 )
 KEY_TABLES = frozenset({"expiry", "retention", "forks"})
 """Tables whose entries are keys without values."""
-
-RUN_HEAD = struct.Struct("<QIIH")
-assert RUN_HEAD.size == 18
-_PAIR = struct.Struct(">QQ")
-_NEED = struct.Struct(">QQQQ")
-OFFSET_MAX = (1 << 64) - 1
-Buffer = bytes | memoryview
-Need = tuple[int, int]
-"""From which offset to which."""
-
-_ID = struct.Struct(">Q")
-_CRC = struct.Struct("<I")
-_PRODUCER = struct.Struct("<QQ")
-_LIVE = struct.Struct("<q")
 _CHECKPOINT_KEY = b"checkpoint"
 _DIRECTORY_KEY = b"directory"
-
-
-class Checkpoint(NamedTuple):
-    """How far in the log the index is: the end of the batch with this sequence and checksum."""
-
-    segment_id: int
-    position: int
-    sequence: int
-    checksum: int
-    next_stream_id: int
-
-
-class ForkMeta(msgspec.Struct, array_like=True):
-    """Where a stream was forked from; it and its forks need its source from `floor` to `reach`."""
-
-    source_id: int
-    seam: int
-    offset: int
-    sub_offset: int
-    asked: int
-    reach: int
-    floor: int = 0
-
-
-class RetentionMeta(msgspec.Struct, array_like=True):
-    """What a stream with retention keeps, and what tells when it has more (`storage.retention`)."""
-
-    keep_bytes: int | None
-    keep_s: int | None
-    asked: bool
-    newest_ms: int = 0
-    """When its newest run was written, or else it was created; never goes back."""
-    group_ms: int = 0
-    """When the first of the runs was written that are dropped together with the newest."""
-    marks: list[tuple[int, int]] = []
-    """Where the next such group begins, and when writing had got there."""
-    due_ms: int | None = None
-    entry_start: int = 0
-    entry_bytes: int = 0
-    """The `runs` entry that is being filled, and how far it is with all that ever was in it."""
-
-
-class StreamMeta(msgspec.Struct, array_like=True):
-    """A stream as the index knows it. New fields go to the end, with a default."""
-
-    path: bytes
-    content_type: str
-    ttl_s: int | None
-    expires_ms: int | None
-    created_ms: int
-    root: int
-    tail: int = 0
-    closed: bool = False
-    closer: tuple[bytes, int, int] | None = None
-    stream_seq: bytes | None = None
-    deadline_ms: int | None = None
-    producer_count: int = 0
-    fork: ForkMeta | None = None
-    forks: int = 0
-    kept: int | None = None
-    """Soft-deleted, and kept up to this offset for its forks."""
-    earliest: int = 0
-    retention: RetentionMeta | None = None
-
-
-class StreamEntry(NamedTuple):
-    """A stream at its path, and the path of its source if it is a fork."""
-
-    path: bytes
-    meta: StreamMeta
-    source_path: bytes | None
-
-
-class RunPlace(NamedTuple):
-    """Where one run of a stream lies."""
-
-    start: int
-    segment_id: int
-    position: int
-    blocks: bytes
-
-    @property
-    def length(self) -> int:
-        """Bytes of payload."""
-        return run_bytes(self.blocks)
-
-
-_encode_meta = msgspec.msgpack.Encoder().encode
-_decode_meta = msgspec.msgpack.Decoder(StreamMeta).decode
-
-
-def pack_run(place: RunPlace) -> bytes:
-    """A run as it stands in a `runs` value."""
-    start, segment_id, position, blocks = place
-    return RUN_HEAD.pack(start, segment_id, position, len(blocks) // 8) + blocks
-
-
-def unpack_runs(value: bytes) -> Iterator[RunPlace]:
-    """The runs of a `runs` value without its checksum. Raises `struct.error` if it is cut short."""
-    at = 0
-    while at < len(value):
-        start, segment_id, position, count = RUN_HEAD.unpack_from(value, at)
-        at += RUN_HEAD.size
-        yield RunPlace(start, segment_id, position, value[at : at + 8 * count])
-        at += 8 * count
-
-
-def seal(key: bytes, value: bytes) -> bytes:
-    """A value with its checksum."""
-    return value + _CRC.pack(crc32(value, crc32(key)))
-
-
-def _damaged(table: str, key: Buffer, what: str) -> CorruptData:
-    where = f"index/data.mdb, table {table}"
-    name = bytes(key[:KEY_BYTES_MAX]).hex()  # a damaged length can be anything
-    return CorruptData(where, 0, f"the entry {name} {what}: run reindex")
-
-
-def _pair(table: str, key: Buffer) -> tuple[int, int]:
-    """A key of two integers. Raises `CorruptData` for one of another length."""
-    if len(key) != _PAIR.size:
-        raise _damaged(table, key, "is damaged")
-    first, second = _PAIR.unpack(key)
-    return first, second
+_HORIZON_KEY = b"horizon"
 
 
 class Index:
@@ -289,12 +169,12 @@ class Index:
                 self._checked(table, cursor.key(), cursor.value())
                 astray = astray or bytes(cursor.key()) >= key
         if astray:
-            raise _damaged(table, key, "is out of order")
+            raise damaged(table, key, "is out of order")
 
     def _checked(self, table: str, key: Buffer, sealed: Buffer) -> bytes:
         value = bytes(sealed[:-4])
-        if len(sealed) < 4 or _CRC.unpack(sealed[-4:])[0] != crc32(value, crc32(key)):
-            raise _damaged(table, key, "is damaged")
+        if len(sealed) < 4 or CRC.unpack(sealed[-4:])[0] != crc32(value, crc32(key)):
+            raise damaged(table, key, "is damaged")
         return value
 
     def checkpoint(self) -> Checkpoint | None:
@@ -313,12 +193,80 @@ class Index:
             value = self._get(txn, "state", _DIRECTORY_KEY)
         return None if value is None else value.decode()
 
+    def horizon(self) -> int:
+        """Up to which batch the index has to be rebuilt from a log with gaps; 0 when it is not."""
+        with self._look() as txn:
+            value = self._get(txn, "state", _HORIZON_KEY)
+        return 0 if value is None else int(ID.unpack(value)[0])
+
+    def live_bytes(self, from_id: int = 0) -> dict[int, int]:
+        """The live payload of each segment whose id is not below `from_id`."""
+        found = {}
+        with self._look() as txn, txn.cursor(db=self._tables["segments"]) as cursor:
+            more = cursor.set_range(ID.pack(from_id))
+            while more:
+                value = self._checked("segments", cursor.key(), cursor.value())
+                found[ID.unpack(cursor.key())[0]] = LIVE.unpack(value)[0]
+                more = cursor.next()
+        return found
+
+    def stream_count(self) -> int:
+        """How many streams there are, those included that are kept for their forks."""
+        with self._look() as txn:
+            return int(txn.stat(self._tables["streams"])["entries"])
+
+    def alive(self, stream_ids: Iterable[int]) -> int:
+        """How many of these streams there are."""
+        with self._look() as txn:
+            return sum(self._meta(txn, stream_id) is not None for stream_id in stream_ids)
+
+    def contents(self, stream_ids: Iterable[int]) -> tuple[int, list[Contents]]:
+        """Those of these streams that there are, and as of which batch that is."""
+        found = []
+        with self._look() as txn:
+            value = self._get(txn, "state", _CHECKPOINT_KEY)
+            sequence = 0 if value is None else Checkpoint(*msgspec.msgpack.decode(value)).sequence
+            for stream_id in stream_ids:
+                meta = self._meta(txn, stream_id)
+                if meta is None:
+                    continue
+                producers = [
+                    (key[ID.size :], *PRODUCER.unpack(state))
+                    for key, state in self._prefixed(txn, "producers", ID.pack(stream_id))
+                ]
+                found.append(Contents(stream_id, meta, producers))
+        return sequence, found
+
+    def places(self, stream_id: int, offset: int, places_max: int) -> list[RunPlace]:
+        """A stream's runs from the first that begins at `offset` or behind it, about so many."""
+        found: list[RunPlace] = []
+        with self._look() as txn, txn.cursor(db=self._tables["runs"]) as cursor:
+            more = self._seek_floor(cursor, stream_id, offset)
+            more = more or cursor.set_range(PAIR.pack(stream_id, offset))
+            while more and len(found) < places_max:
+                key = cursor.key()
+                if pair("runs", key)[0] != stream_id:
+                    break
+                runs = unpack_runs(self._checked("runs", key, cursor.value()))
+                found += [place for place in runs if place.start >= offset]
+                more = cursor.next()
+        return found
+
+    def _prefixed(
+        self, txn: lmdb.Transaction, table: str, prefix: bytes
+    ) -> Iterator[tuple[bytes, bytes]]:
+        with txn.cursor(db=self._tables[table]) as cursor:
+            more = cursor.set_range(prefix)
+            while more and (key := bytes(cursor.key())).startswith(prefix):
+                yield key, self._checked(table, key, cursor.value())
+                more = cursor.next()
+
     def chain_at(self, path: bytes) -> list[tuple[int, StreamMeta]]:
         """The id and state of the stream at a path, and of its sources; empty if there is none."""
         chain: list[tuple[int, StreamMeta]] = []
         with self._look() as txn:
             value = self._get(txn, "paths", path)
-            stream_id = 0 if value is None else _ID.unpack(value)[0]
+            stream_id = 0 if value is None else ID.unpack(value)[0]
             while stream_id:
                 meta = self._meta(txn, stream_id)
                 if meta is None or (not chain and meta.path != path):
@@ -333,8 +281,8 @@ class Index:
         return chain
 
     def _meta(self, txn: lmdb.Transaction, stream_id: int) -> StreamMeta | None:
-        value = self._get(txn, "streams", _ID.pack(stream_id))
-        return None if value is None else _decode_meta(value)
+        value = self._get(txn, "streams", ID.pack(stream_id))
+        return None if value is None else decode_meta(value)
 
     def streams_after(self, prefix: bytes, after: bytes | None, limit: int) -> list[StreamEntry]:
         """Streams whose paths begin with `prefix` and sort after `after`, in order of their paths.
@@ -349,10 +297,10 @@ class Index:
                 path = bytes(cursor.key())
                 if not path.startswith(prefix):
                     break
-                (stream_id,) = _ID.unpack(self._checked("paths", path, cursor.value()))
+                (stream_id,) = ID.unpack(self._checked("paths", path, cursor.value()))
                 meta = self._meta(txn, stream_id)
                 if meta is None or meta.path != path:
-                    raise _damaged("paths", path, "leads to another stream")
+                    raise damaged("paths", path, "leads to another stream")
                 source = None if meta.fork is None else self._meta(txn, meta.fork.source_id)
                 found.append(StreamEntry(path, meta, None if source is None else source.path))
                 more = cursor.next()
@@ -367,10 +315,10 @@ class Index:
     def producer(self, stream_id: int, producer_id: bytes) -> tuple[int, int] | None:
         """A producer's epoch and highest accepted seq."""
         with self._look() as txn:
-            value = self._get(txn, "producers", _ID.pack(stream_id) + producer_id)
+            value = self._get(txn, "producers", ID.pack(stream_id) + producer_id)
         if value is None:
             return None
-        epoch, seq = _PRODUCER.unpack(value)
+        epoch, seq = PRODUCER.unpack(value)
         return epoch, seq
 
     def runs(self, stream_id: int, offset: int, end: int, limit_bytes: int) -> list[RunPlace]:
@@ -382,7 +330,7 @@ class Index:
                 return found
             while True:
                 key = cursor.key()
-                owner, first = _pair("runs", key)
+                owner, first = pair("runs", key)
                 if owner != stream_id or first > stop or (first == stop and found):
                     return found
                 for place in unpack_runs(self._checked("runs", key, cursor.value())):
@@ -397,13 +345,13 @@ class Index:
     @staticmethod
     def _seek_floor(cursor: lmdb.Cursor, stream_id: int, offset: int) -> bool:
         """Put the cursor on the stream's last entry that starts at or before `offset`."""
-        if cursor.set_range(_PAIR.pack(stream_id, offset)):
-            if cursor.key() == _PAIR.pack(stream_id, offset):
+        if cursor.set_range(PAIR.pack(stream_id, offset)):
+            if cursor.key() == PAIR.pack(stream_id, offset):
                 return True
             found = cursor.prev()
         else:
             found = cursor.last()
-        return bool(found) and _pair("runs", cursor.key())[0] == stream_id
+        return bool(found) and pair("runs", cursor.key())[0] == stream_id
 
     def due(self, now_ms: int, limit: int) -> list[bytes]:
         """Paths of streams whose written-down deadline has passed, the oldest first."""
@@ -411,7 +359,7 @@ class Index:
         with self._look() as txn, txn.cursor(db=self._tables["expiry"]) as cursor:
             for key in cursor.iternext(keys=True, values=False):
                 try:
-                    deadline, stream_id = _pair("expiry", key)
+                    deadline, stream_id = pair("expiry", key)
                     if deadline > now_ms or len(paths) == limit:
                         break
                     meta = self._meta(txn, stream_id)
@@ -437,14 +385,14 @@ class Index:
         with self._look() as txn, txn.cursor(db=self._tables["values"]) as cursor:
             for key, value in cursor:
                 if bytes(key) <= last:
-                    raise _damaged("values", key, "is out of order")
+                    raise damaged("values", key, "is out of order")
                 last = bytes(key)
                 count += 1
                 checked = self._checked("values", key, value)
                 if last.startswith(prefix):
                     found.append((last, checked))
             if count != txn.stat(self._tables["values"])["entries"]:
-                raise _damaged("values", prefix, "is lost, or one that follows it is")
+                raise damaged("values", prefix, "is lost, or one that follows it is")
         return found
 
     def retention_due(
@@ -453,9 +401,9 @@ class Index:
         """When what can be cut now was due, and its stream's id, behind `after` in that order."""
         found: list[tuple[int, int]] = []
         with self._look() as txn, txn.cursor(db=self._tables["retention"]) as cursor:
-            more = cursor.set_range(_PAIR.pack(after[0], after[1] + 1))
+            more = cursor.set_range(PAIR.pack(after[0], after[1] + 1))
             while more and len(found) < limit:
-                due_ms, stream_id = _pair("retention", cursor.key())
+                due_ms, stream_id = pair("retention", cursor.key())
                 if due_ms > now_ms:
                     break
                 found.append((due_ms, stream_id))
@@ -489,15 +437,25 @@ class Index:
         """All streams in order of their ids (for offline tools: holds one read transaction)."""
         with self._look() as txn, txn.cursor(db=self._tables["streams"]) as cursor:
             for key, value in cursor:
-                meta = _decode_meta(self._checked("streams", key, value))
-                yield _ID.unpack(key)[0], meta
+                meta = decode_meta(self._checked("streams", key, value))
+                yield ID.unpack(key)[0], meta
+
+    def plain_streams(self) -> Iterator[tuple[bytes, bytes]]:
+        """The entries of `streams` without what they say of how runs are packed."""
+        for key, value in self.entries("streams"):
+            meta = decode_meta(value)
+            if meta.retention is None:
+                yield key, value
+                continue
+            meta.retention.entry_start = meta.retention.entry_bytes = 0
+            yield key, encode_meta(meta)
 
     def entries(self, table: str) -> Iterator[tuple[bytes, bytes]]:
         """All keys and checked values of a table, each found by its key too (for offline tools)."""
         with self._look() as txn, txn.cursor(db=self._tables[table]) as cursor:
             for key, value in cursor:
                 if txn.get(key, db=self._tables[table]) != value:
-                    raise _damaged(table, key, "is not found by its key")
+                    raise damaged(table, key, "is not found by its key")
                 keyed = table in KEY_TABLES
                 yield bytes(key), b"" if keyed else self._checked(table, key, value)
 
@@ -549,7 +507,7 @@ class IndexTransaction:
         old_due_ms: int | None,
     ) -> None:
         """Write a stream's state, and its deadline and next cut where those changed."""
-        self._put("streams", _ID.pack(stream_id), _encode_meta(meta))
+        self._put("streams", ID.pack(stream_id), encode_meta(meta))
         self._put_time("expiry", stream_id, meta.deadline_ms, old_deadline_ms)
         if meta.retention is not None:
             self._put_time("retention", stream_id, meta.retention.due_ms, old_due_ms)
@@ -558,13 +516,13 @@ class IndexTransaction:
         if new_ms == old_ms:
             return
         if old_ms is not None:
-            self._txn.delete(_PAIR.pack(old_ms, stream_id), db=self._tables[table])
+            self._txn.delete(PAIR.pack(old_ms, stream_id), db=self._tables[table])
         if new_ms is not None:
-            self._txn.put(_PAIR.pack(new_ms, stream_id), b"", db=self._tables[table])
+            self._txn.put(PAIR.pack(new_ms, stream_id), b"", db=self._tables[table])
 
     def put_path(self, path: bytes, stream_id: int) -> None:
         """Say which stream a path leads to."""
-        self._put("paths", path, _ID.pack(stream_id))
+        self._put("paths", path, ID.pack(stream_id))
 
     def add_runs(
         self, stream_id: int, places: Iterable[RunPlace], retention: RetentionMeta | None
@@ -574,7 +532,7 @@ class IndexTransaction:
             key, packed = self._last_entry(stream_id)
             filled = len(packed)
         else:
-            key = _PAIR.pack(stream_id, retention.entry_start)
+            key = PAIR.pack(stream_id, retention.entry_start)
             filled = retention.entry_bytes
             packed = (self._index._get(self._txn, "runs", key) or b"") if filled else b""
         for place in places:
@@ -582,13 +540,19 @@ class IndexTransaction:
             if not filled or filled + len(run) > ENTRY_BYTES_MAX:
                 if packed:
                     self._put("runs", key, packed)
-                key, packed, filled = _PAIR.pack(stream_id, place.start), b"", 0
+                key, packed, filled = PAIR.pack(stream_id, place.start), b"", 0
             packed += run
             filled += len(run)
         if packed:
             self._put("runs", key, packed)
         if retention is not None:
-            retention.entry_start, retention.entry_bytes = _PAIR.unpack(key)[1], filled
+            retention.entry_start, retention.entry_bytes = PAIR.unpack(key)[1], filled
+
+    def note_last_entry(self, stream_id: int, retention: RetentionMeta) -> None:
+        """Its entries were written anew: the last one is what is filled from now on."""
+        key, packed = self._last_entry(stream_id)
+        retention.entry_start = PAIR.unpack(key)[1] if key else 0
+        retention.entry_bytes = len(packed)
 
     def _last_entry(self, stream_id: int) -> tuple[bytes, bytes]:
         """Key and runs of a stream's last entry; empty where it has none."""
@@ -598,6 +562,76 @@ class IndexTransaction:
             key = bytes(cursor.key())
             return key, self._index._checked("runs", key, cursor.value())
 
+    def place_runs(
+        self, stream_id: int, places: list[RunPlace], moved_from: Container[int] | None
+    ) -> tuple[list[RunPlace], list[RunPlace]]:
+        """Put runs of a stream, in order of their offsets, where they belong among those it has.
+
+        With `moved_from` each takes the place of those that it was made of, which lie in these
+        segments; one of which none is left is dropped. Without it, there may be none. Returns the
+        places that are dead now and those that were put. Raises `CorruptData` for two of the same
+        bytes that must not be.
+        """
+        old: list[RunPlace] = []
+        end = places[-1].start + places[-1].length
+        with self._txn.cursor(db=self._tables["runs"]) as cursor:
+            found = self._index._seek_floor(cursor, stream_id, places[0].start)
+            if not found:
+                found = cursor.set_range(PAIR.pack(stream_id, places[0].start))
+            while found:
+                key = bytes(cursor.key())
+                owner, first = pair("runs", key)
+                if owner != stream_id or first >= end:
+                    break
+                old += unpack_runs(self._index._checked("runs", key, cursor.value()))
+                cursor.delete()
+                found = bool(cursor.key())  # none behind the last entry
+        dead: list[RunPlace] = []
+        put: list[RunPlace] = []
+        kept: list[RunPlace] = []
+        at = 0
+        for place in places:
+            stop = place.start + place.length
+            while at < len(old) and old[at].start + old[at].length <= place.start:
+                kept.append(old[at])
+                at += 1
+            parts = []
+            while at < len(old) and old[at].start < stop:
+                parts.append(old[at])
+                at += 1
+            if moved_from is None:
+                fits = not parts
+            else:
+                fits = all(
+                    part.start >= place.start
+                    and part.start + part.length <= stop
+                    and part.segment_id in moved_from
+                    for part in parts
+                )
+            if not fits:
+                raise damaged("runs", PAIR.pack(stream_id, place.start), "is there twice")
+            if parts or moved_from is None:
+                dead += parts
+                put.append(place)
+                kept.append(place)
+        kept += old[at:]
+        self._write_runs(stream_id, kept)
+        return dead, put
+
+    def _write_runs(self, stream_id: int, places: list[RunPlace]) -> None:
+        """Write whole entries; those that were there are removed."""
+        key = packed = b""
+        for place in places:
+            run = pack_run(place)
+            if packed and len(packed) + len(run) > ENTRY_BYTES_MAX:
+                self._put("runs", key, packed)
+                packed = b""
+            if not packed:
+                key = PAIR.pack(stream_id, place.start)
+            packed += run
+        if packed:
+            self._put("runs", key, packed)
+
     def run_at(self, stream_id: int, offset: int) -> RunPlace | None:
         """The run that holds an offset, as this transaction sees it."""
         return self._index._run_at(self._txn, stream_id, offset)
@@ -605,14 +639,14 @@ class IndexTransaction:
     def remove_runs(self, stream_id: int, dead: Iterable[tuple[int, int]]) -> list[RunPlace]:
         """Remove a stream's runs that lie wholly between any two offsets; which those were."""
         removed: list[RunPlace] = []
-        owner = _ID.pack(stream_id)
+        owner = ID.pack(stream_id)
         with self._txn.cursor(db=self._tables["runs"]) as cursor:
             for low, high in dead:
-                start = _PAIR.pack(stream_id, low)
+                start = PAIR.pack(stream_id, low)
                 found = self._index._seek_floor(cursor, stream_id, low) or cursor.set_range(start)
                 while found:
                     key = bytes(cursor.key())
-                    if not key.startswith(owner) or _pair("runs", key)[1] >= high:
+                    if not key.startswith(owner) or pair("runs", key)[1] >= high:
                         break
                     places = list(unpack_runs(self._index._checked("runs", key, cursor.value())))
                     kept: list[RunPlace] = []
@@ -629,35 +663,54 @@ class IndexTransaction:
 
     def put_fork(self, source_id: int, fork: ForkMeta, fork_id: int) -> None:
         """Say from where to where a fork needs its source."""
-        key = _NEED.pack(source_id, fork.reach, fork.floor, fork_id)
+        key = NEED.pack(source_id, fork.reach, fork.floor, fork_id)
         self._txn.put(key, b"", db=self._tables["forks"])
 
     def delete_fork(self, source_id: int, fork: ForkMeta, fork_id: int) -> None:
         """Undo `put_fork`."""
-        key = _NEED.pack(source_id, fork.reach, fork.floor, fork_id)
+        key = NEED.pack(source_id, fork.reach, fork.floor, fork_id)
         self._txn.delete(key, db=self._tables["forks"])
+
+    def forks_of(self, source_id: int) -> list[int]:
+        """The ids of a stream's forks."""
+        return [fork_id for *_, fork_id in self._needs(source_id)]
 
     def needs_of_forks(self, source_id: int) -> list[Need]:
         """From where to where each of its forks needs a stream, the least reach first."""
-        needs: list[Need] = []
+        return [(floor, reach) for reach, floor, _ in self._needs(source_id)]
+
+    def _needs(self, source_id: int) -> Iterator[tuple[int, int, int]]:
+        """Reach, floor and id of each of its forks."""
         with self._txn.cursor(db=self._tables["forks"]) as cursor:
-            found = cursor.set_range(_ID.pack(source_id))
+            found = cursor.set_range(ID.pack(source_id))
             while found:
                 key = cursor.key()
-                if len(key) != _NEED.size:
-                    raise _damaged("forks", key, "is damaged")
-                owner, reach, floor, _ = _NEED.unpack(key)
+                if len(key) != NEED.size:
+                    raise damaged("forks", key, "is damaged")
+                owner, reach, floor, fork_id = NEED.unpack(key)
                 if owner != source_id:
-                    break
-                needs.append((floor, reach))
+                    return
+                yield reach, floor, fork_id
                 found = cursor.next()
-        return needs
+
+    def stream_before(self, stream_id: int) -> tuple[int, StreamMeta] | None:
+        """The last stream whose id is lower than this."""
+        with self._txn.cursor(db=self._tables["streams"]) as cursor:
+            found = cursor.set_range(ID.pack(stream_id))
+            if not (cursor.prev() if found else cursor.last()):
+                return None
+            key = bytes(cursor.key())
+        (before_id,) = ID.unpack(key)
+        meta = self.meta(before_id)
+        if meta is None or before_id >= stream_id:
+            raise damaged("streams", key, "is out of order")
+        return before_id, meta
 
     def put_producer(self, stream_id: int, producer_id: bytes, epoch: int, seq: int) -> bool:
         """Write a producer's state; whether the stream did not have it before."""
-        key = _ID.pack(stream_id) + producer_id
+        key = ID.pack(stream_id) + producer_id
         new = self._index._get(self._txn, "producers", key) is None
-        self._put("producers", key, _PRODUCER.pack(epoch, seq))
+        self._put("producers", key, PRODUCER.pack(epoch, seq))
         return new
 
     def put_value(self, key: bytes, value: bytes) -> None:
@@ -669,14 +722,43 @@ class IndexTransaction:
 
     def add_live_bytes(self, segment_id: int, change_bytes: int) -> None:
         """Count payload of a segment that streams still need."""
-        key = _ID.pack(segment_id)
+        key = ID.pack(segment_id)
         value = self._index._get(self._txn, "segments", key)
-        live = change_bytes + (0 if value is None else _LIVE.unpack(value)[0])
-        self._put("segments", key, _LIVE.pack(live))
+        live = change_bytes + (0 if value is None else LIVE.unpack(value)[0])
+        self._put("segments", key, LIVE.pack(live))
+
+    def forget_segment(self, segment_id: int) -> int:
+        """Count a segment no more, and its live payload until now."""
+        key = ID.pack(segment_id)
+        value = self._index._get(self._txn, "segments", key)
+        self._txn.delete(key, db=self._tables["segments"])
+        return 0 if value is None else int(LIVE.unpack(value)[0])
+
+    def put_settled(self, key: bytes, sequence: int) -> None:
+        """Say up to which batch something was told by compacted segments."""
+        self._put("settled", key, ID.pack(max(sequence, self.settled(key))))
+
+    def settled(self, key: bytes) -> int:
+        """Up to which batch it was; 0 if not at all."""
+        value = self._index._get(self._txn, "settled", key)
+        return 0 if value is None else int(ID.unpack(value)[0])
+
+    def put_horizon(self, sequence: int) -> None:
+        """Begin to rebuild a log with gaps up to this batch; 0 when that is done."""
+        if sequence:
+            self._put("state", _HORIZON_KEY, ID.pack(sequence))
+            return
+        self._txn.delete(_HORIZON_KEY, db=self._tables["state"])
+        self._txn.drop(self._tables["settled"], delete=False)
+
+    def newest_at(self, path: bytes) -> int:
+        """The id of the stream that a path leads to; 0 if there is none."""
+        value = self._index._get(self._txn, "paths", path)
+        return 0 if value is None else int(ID.unpack(value)[0])
 
     def delete_stream(self, stream_id: int, meta: StreamMeta) -> list[RunPlace]:
         """Remove a stream and all it has; the runs that are dead now."""
-        key = _ID.pack(stream_id)
+        key = ID.pack(stream_id)
         self._txn.delete(key, db=self._tables["streams"])
         if self._index._get(self._txn, "paths", meta.path) == key:
             self._txn.delete(meta.path, db=self._tables["paths"])

@@ -1,18 +1,27 @@
 """The indexer in a process of its own, so that it does not take the interpreter from the loop.
 
+It compacts, too (`storage.compaction`), between steps: it is the one that writes the index, moving
+bytes costs the loop nothing there, and indexing never waits for more than one piece of it. How much
+it may do is granted again every second, in bytes and in time on the processor: so it takes the same
+small share of a busy machine whatever the data looks like.
+
 The store's process tells it durable ends of the log, one at a time, by a pipe; it steps the index
 there and answers how far it got. It is the only writer of the index while it lives. When its pipe
 ends it stops; when it dies it is started again, and goes on where the index says.
 
     parent → child   LogEnd: segment id, position, sequence (u64), checksum (u32)
-    child → parent   Checkpoint: the same, and the next stream id (u64)
+                     a grant until the next one: 0, ms on the processor, bytes to compact, 0
+    child → parent   Checkpoint: the same as LogEnd, and the next stream id (u64)
+                     compacted: 0, segments removed, their bytes, segments written, their bytes;
+                     each since the last one told
 
-Run as `python -m storage.indexer_process DIRECTORY STEP_RECORDS`.
+Run as `python -m storage.indexer_process DIRECTORY STEP_RECORDS SEGMENT_BYTES RESERVE_BYTES RATE`.
 """
 
 import contextlib
 import logging
 import os
+import select
 import signal
 import struct
 import subprocess
@@ -23,16 +32,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+from storage.chain import LogEnd
 from storage.child import child_command, child_environment
+from storage.compacting import GRANT, PROGRESS, Compacting
+from storage.compaction import Grant
 from storage.directory import DataDirectory
 from storage.errors import CorruptData, StorageError
-from storage.index import Checkpoint, Index
+from storage.index import Index
+from storage.index_entries import Checkpoint
 from storage.indexer import Indexer
-from storage.log import LogEnd
+from storage.limits import Limits
 from storage.store import Store
 
 TARGET = struct.Struct("<QQQI")
-PROGRESS = struct.Struct("<QQQIQ")
 STOP_WAIT_S = 2.0
 """A child that takes longer is killed; whoever opens next indexes what it had not."""
 NICE = 5
@@ -83,6 +95,15 @@ class IndexerProcess:
             return  # It has died; its reader thread will say so.
         self._store.indexing = True
 
+    def grant(self, grant: Grant) -> None:
+        """Let the child compact so much, until the next grant; call it about once a second."""
+        child = self._child
+        if self._stopping or child is None or child.stdin is None or not grant.size_bytes:
+            return
+        with contextlib.suppress(OSError):  # It has died; its reader thread will say so.
+            child.stdin.write(TARGET.pack(GRANT, grant.processor_ms, grant.size_bytes, 0))
+            child.stdin.flush()
+
     def stop(self) -> None:
         """End the child and take the index back."""
         self._stopping = True
@@ -103,6 +124,9 @@ class IndexerProcess:
             "storage.indexer_process",
             str(self._store.directory.path),
             str(self._store.limits.index_step_records),
+            str(self._store.limits.segment_bytes),
+            str(self._store.limits.reserve_bytes),
+            str(self._store.limits.compact_bytes_per_s),
         )
         child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=child_environment()
@@ -114,7 +138,11 @@ class IndexerProcess:
         """Pass on what the child says, in a thread of its own, until it ends."""
         assert child.stdout is not None
         while len(message := child.stdout.read(PROGRESS.size)) == PROGRESS.size:
-            checkpoint = Checkpoint(*PROGRESS.unpack(message))
+            numbers = PROGRESS.unpack(message)
+            if numbers[0] == GRANT:  # and so is what came of it
+                self._post(lambda done=numbers[1:]: self._store.compacted(*done))  # type: ignore[misc]
+                continue
+            checkpoint = Checkpoint(*numbers)
             self._post(lambda reached=checkpoint: self._progress(reached))  # type: ignore[misc]
         code = child.wait()
         if not self._stopping:
@@ -146,15 +174,31 @@ class IndexerProcess:
             log.error("the indexer ended with code %d, and starts again in %g s", code, delay_s)
 
 
-def follow(directory: DataDirectory, step_records: int, source: IO[bytes], sink: IO[bytes]) -> None:
-    """The child's life: read targets, step, answer. Raises `StorageError`."""
+def follow(directory: DataDirectory, limits: Limits, source: IO[bytes], sink: IO[bytes]) -> None:
+    """The child's life: read targets, step, answer, and compact in between. Raises `StorageError`.
+
+    `source` is not buffered.
+    """
     directory.lock_index()
     index = Index(directory.index, writable=True)
     indexer = Indexer(directory.segments, index)
-    while len(message := source.read(TARGET.size)) == TARGET.size:
-        checkpoint = indexer.step(LogEnd(*TARGET.unpack(message)), step_records)
+    compacting = Compacting(directory, index, limits, sink)
+    while True:
+        if compacting.may_go_on() and not select.select([source], [], [], 0)[0]:
+            compacting.step()
+            continue
+        message = source.read(TARGET.size)
+        if len(message) != TARGET.size:
+            break
+        target = LogEnd(*TARGET.unpack(message))
+        if target.segment_id == GRANT:
+            compacting.grant(Grant(target.sequence, target.position))
+            continue
+        checkpoint = indexer.step(target, limits.index_step_records)
+        compacting.reached(checkpoint)
         sink.write(PROGRESS.pack(*checkpoint))
         sink.flush()
+    compacting.close()
     index.close()
 
 
@@ -165,12 +209,15 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.nice(NICE)
     try:
-        follow(
-            DataDirectory(Path(arguments[0])),
-            int(arguments[1]),
-            sys.stdin.buffer,
-            sys.stdout.buffer,
+        step_records, segment_bytes, reserve_bytes, rate = map(int, arguments[1:])
+        limits = Limits(
+            index_step_records=step_records,
+            segment_bytes=segment_bytes,
+            reserve_bytes=reserve_bytes,
+            compact_bytes_per_s=rate,
         )
+        with open(sys.stdin.fileno(), "rb", buffering=0) as source:  # noqa: PTH123
+            follow(DataDirectory(Path(arguments[0])), limits, source, sys.stdout.buffer)
     except BrokenPipeError:
         return 0
     except (StorageError, OSError) as error:

@@ -39,5 +39,7 @@ class Limits:
     """Of what other subsystems keep under one key."""
     reserve_bytes: int = 8 << 20
     """Disk space given back when the disk is full, so that deletes can still be written."""
+    compact_bytes_per_s: int = 32 << 20
+    """What compaction reads and writes in the background while there is little else; 0: none."""
     zero_ahead_bytes: int = 8 << 20
     """Zeroes written and synced ahead of the active segment's end; 0 turns it off."""

@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from storage.index import Index, StreamMeta
+from storage.index import Index
+from storage.index_entries import StreamMeta
 from storage.state import Stream
 
 PAGE_STREAMS_MAX = 1_000

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from storage.chain import LogEnd
 from storage.disk import NO_SPACE, ZEROS, Disk
 from storage.errors import Latched, OutOfSpace
 from storage.segment import (
@@ -29,15 +30,6 @@ from storage.segment import (
 )
 
 LARGE_BATCH_BYTES = 256 * 1024
-
-
-class LogEnd(NamedTuple):
-    """The end of the log: of the batch with this sequence number and checksum, in this segment."""
-
-    segment_id: int
-    position: int
-    sequence: int
-    checksum: int
 
 
 class Placement(NamedTuple):

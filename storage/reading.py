@@ -9,6 +9,7 @@ A chunk ends on a block, hence on a message for JSON streams, and on a whole cha
 single message is never cut, however long.
 """
 
+import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -19,7 +20,8 @@ from storage.batch import BLOCK, ENDS_MESSAGE, LENGTH_MASK, damaged_block
 from storage.disk import read_at, read_cached
 from storage.errors import CorruptData, FramingError, OffsetError, OpenError
 from storage.framing import Framing, message_lengths, text_boundary
-from storage.index import Index, RunPlace
+from storage.index import Index
+from storage.index_entries import RunPlace
 from storage.limits import Limits
 from storage.segment import SegmentFile, segment_path
 from storage.state import Run
@@ -27,6 +29,8 @@ from storage.state import Run
 QUICK_PIECES_MAX = 1_024
 QUICK_BYTES_MAX = 512 << 10
 """More than this is put together in a thread even if it is in memory."""
+LOOKS_MAX = 3
+"""At the index for one read, as long as what it says was compacted before it could be read."""
 SCATTERED_PIECES = 64
 """A chunk of more is remembered with its bytes; of fewer, with the places where they lie."""
 
@@ -71,6 +75,10 @@ class Piece(NamedTuple):
     size: int
 
 
+class SegmentGone(CorruptData):
+    """A segment is not there any more: it was compacted since its place was looked up, or lost."""
+
+
 class Segments:
     """Segments open for reading, the least recently used closed first. Safe in any thread."""
 
@@ -80,8 +88,17 @@ class Segments:
         self._open: OrderedDict[int, SegmentFile] = OrderedDict()
         self._lock = threading.Lock()
 
+    def forget(self) -> None:
+        """Close all, because some were removed: an open file keeps its space.
+
+        In a thread, because that is when the file system gives the space back, and takes its time.
+        """
+        with self._lock:
+            gone, self._open = self._open, OrderedDict()
+        threading.Thread(target=gone.clear, name="close segments").start()
+
     def get(self, segment_id: int) -> SegmentFile:
-        """A segment by its id. Raises `CorruptData` if it cannot be opened."""
+        """A segment by its id. Raises `CorruptData` if it cannot be opened, `SegmentGone`."""
         with self._lock:
             segment = self._open.get(segment_id)
             if segment is None:
@@ -89,6 +106,8 @@ class Segments:
                 try:
                     segment = SegmentFile(path)
                 except OpenError as error:
+                    if not path.exists():
+                        raise SegmentGone(path.name, 0, "the segment is missing") from error
                     raise CorruptData(path.name, 0, str(error)) from error
                 self._open[segment_id] = segment
                 if len(self._open) > self._open_max:
@@ -115,7 +134,7 @@ class ReadCounts:
 
 
 class Plans:
-    """What the index answered to reads of older data: it never changes while the stream lives."""
+    """What the index answered to reads of older data: right until a segment is compacted."""
 
     def __init__(self, plans_max: int) -> None:
         self._plans_max = plans_max
@@ -125,6 +144,11 @@ class Plans:
     def get(self, snapshot: Snapshot) -> list[RunPlace] | None:
         """The remembered answer for a stream, an offset and a limit."""
         return self._plans.get((snapshot.stream_id, snapshot.offset, snapshot.limit_bytes))
+
+    def clear(self) -> None:
+        """Forget all."""
+        with self._lock:
+            self._plans.clear()
 
     def put(self, snapshot: Snapshot, places: list[RunPlace]) -> None:
         """Remember an answer that reached the limit, and so will stay as it is."""
@@ -340,7 +364,10 @@ class Reader:
         parts: list[bytes | bytearray] = []
         before = self._from_files
         for piece in pieces:
-            part = self._cached_part(snapshot, piece)
+            try:
+                part = self._cached_part(snapshot, piece)
+            except SegmentGone:
+                return None  # The index knows where it is now.
             if part is None:
                 return None
             parts.append(part)
@@ -357,6 +384,11 @@ class Reader:
             self.counts.gathered += 1
         return chunk
 
+    def segments_removed(self) -> None:
+        """Some segments were compacted, and are gone."""
+        self._plans.clear()
+        self._segments.forget()
+
     def planned(self, snapshot: Snapshot) -> Chunk | None:
         """The chunk, if the index was asked before and memory or the page cache has the bytes."""
         remembered = self.remembered(snapshot)
@@ -366,20 +398,35 @@ class Reader:
         return None if places is None else self.quick(snapshot, places)
 
     def cold(self, snapshot: Snapshot, runs: list[Run], memory_start: int) -> Chunk:
-        """The chunk, from wherever it is. Raises `CorruptData`, `OffsetError`."""
+        """The chunk, from wherever it is. Raises `CorruptData`, `OffsetError`.
+
+        Where a segment is gone the index is asked again, for what memory had places of, too: it was
+        told of the new ones before the segment was removed, which it had completely.
+        """
         with self._counting:
             self.counts.thread += 1
-        places: list[Run | RunPlace] = []
-        if snapshot.offset < memory_start:
-            found = self._index.runs(
-                snapshot.stream_id, snapshot.offset, memory_start, snapshot.limit_bytes
-            )
-            places += [place for place in found if place.start < memory_start]
-            if (
-                found
-                and found[-1].start + found[-1].length > snapshot.offset + snapshot.limit_bytes
-            ):
-                self._plans.put(snapshot, found)
+        for _ in range(LOOKS_MAX):
+            with contextlib.suppress(SegmentGone):
+                found = self._placed(snapshot, memory_start)
+                return self._cold(snapshot, found, runs, memory_start)
+            memory_start = snapshot.tail
+            indexed = self._placed(snapshot, memory_start)
+            end = indexed[-1].start + indexed[-1].length if indexed else snapshot.offset
+            runs = [run for run in runs if run.start >= end]
+        return self._cold(snapshot, self._placed(snapshot, memory_start), runs, memory_start)
+
+    def _placed(self, snapshot: Snapshot, end: int) -> list[RunPlace]:
+        """What the index has of a snapshot's chunk, up to an offset."""
+        if snapshot.offset >= end:
+            return []
+        return self._index.runs(snapshot.stream_id, snapshot.offset, end, snapshot.limit_bytes)
+
+    def _cold(
+        self, snapshot: Snapshot, found: list[RunPlace], runs: list[Run], memory_start: int
+    ) -> Chunk:
+        places: list[Run | RunPlace] = [place for place in found if place.start < memory_start]
+        if found and found[-1].start + found[-1].length > snapshot.offset + snapshot.limit_bytes:
+            self._plans.put(snapshot, found)
         pieces = select(snapshot, [*places, *runs])
         parts = self._parts(snapshot, pieces)
         chunk = join(snapshot, pieces, parts)

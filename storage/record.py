@@ -24,7 +24,8 @@ one append commit together or not at all. Payload bytes are not in it: they foll
                         path length u16 · content type length u16 · path · content type ·
                         with 4 or 8 also: bytes to retain u64 · seconds to retain u64
     0x20 fork           source id u64 · root id u64 · fork offset u64 · requested sub-offset u64 ·
-                        asked u8 (1: the offset was asked for, 2: TTL, 4: Expires-At were)
+                        asked u8 (1: the offset was asked for, 2: TTL, 4: Expires-At were) ·
+                        with 8 in it also: the earliest offset that the source had then u64
 
                         The record's own offset is where the fork's own bytes begin: the fork offset
                         with the sub-offset resolved.
@@ -62,6 +63,7 @@ HAS_VALUE = 0x80
 OFFSET_ASKED = 1
 TTL_ASKED = 2
 EXPIRES_ASKED = 4
+_HAS_EARLIEST = 8
 
 HAS_TTL = 1
 HAS_EXPIRES = 2
@@ -115,13 +117,15 @@ class Configuration(NamedTuple):
 
 
 class Fork(NamedTuple):
-    """Where a forked stream came from, and which of its parameters were asked for."""
+    """Where a forked stream came from, and which of its parameters were asked for; `earliest` is of
+    its source, as it was then."""
 
     source_id: int
     root_id: int
     offset: int
     sub_offset: int
     asked: int
+    earliest: int = 0
 
 
 class Entry(NamedTuple):
@@ -169,7 +173,7 @@ def encode(record: Record) -> bytes:
         parts += _pack_configuration(record.configuration)
     if record.fork is not None:
         sections |= HAS_FORK
-        parts.append(FORK.pack(*record.fork))
+        parts.append(_pack_fork(record.fork))
     if record.origin is not None:
         sections |= HAS_ORIGIN
         parts.append(U64.pack(record.origin))
@@ -190,6 +194,12 @@ def encode(record: Record) -> bytes:
         )
         + body
     )
+
+
+def _pack_fork(fork: Fork) -> bytes:
+    if not fork.earliest:
+        return FORK.pack(*fork[:5])
+    return FORK.pack(*fork[:4], fork.asked | _HAS_EARLIEST) + U64.pack(fork.earliest)
 
 
 def _pack_configuration(configuration: Configuration) -> list[bytes]:
@@ -269,8 +279,7 @@ def _sections(
     if sections & HAS_CONFIGURATION:
         configuration, at = _unpack_configuration(block, at)
     if sections & HAS_FORK:
-        fork = Fork(*FORK.unpack_from(block, at))
-        at += FORK.size
+        fork, at = _unpack_fork(block, at)
     if sections & HAS_ORIGIN:
         (origin,) = U64.unpack_from(block, at)
         at += U64.size
@@ -294,6 +303,18 @@ def _sections(
         value,
     )
     return record, at
+
+
+def _unpack_fork(block: bytes, at: int) -> tuple[Fork, int]:
+    source_id, root_id, offset, sub_offset, asked = FORK.unpack_from(block, at)
+    fork = Fork(source_id, root_id, offset, sub_offset, asked & ~_HAS_EARLIEST)
+    at += FORK.size
+    if not asked & _HAS_EARLIEST:
+        return fork, at
+    (earliest,) = U64.unpack_from(block, at)
+    if not earliest:
+        raise DecodeError("a fork's earliest offset is told, and is the first")
+    return fork._replace(earliest=earliest), at + U64.size
 
 
 def _unpack_configuration(block: bytes, at: int) -> tuple[Configuration, int]:

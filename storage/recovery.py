@@ -11,13 +11,17 @@
    written and synced with it, whose header voids everything past that point in the old one. Then
    it is indexed too.
 
+5. Compacted segments that the index was not told of are removed: what they were made of is all
+   there. So are files for which others stand. With no index there is none to know better than the
+   compacted segments themselves.
+
 Old segments are never appended to. The index is complete when a store opens, so there is nothing to
 replay into memory.
 """
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from zlib import crc32
 
@@ -30,16 +34,25 @@ from storage.batch import (
     encode_batch,
     reseal_blocks,
 )
-from storage.chain import open_chain, segment_end
+from storage.chain import Chain, LogEnd, open_chain
 from storage.directory import DataDirectory
 from storage.disk import Disk, read_at
 from storage.errors import CorruptData, IndexFailed, OpenError
-from storage.index import Checkpoint, Index
-from storage.indexer import INDEXED_TYPES, Indexer
-from storage.log import LogEnd, create_segment
+from storage.index import Index
+from storage.index_entries import Checkpoint
+from storage.indexer import Indexer
+from storage.log import create_segment
 from storage.record import DecodeError, encode
+from storage.removal import remove
 from storage.scan import FIRST_BATCH_POSITION, BatchView, Frame, Scanner
-from storage.segment import UNFINISHED_SUFFIX, SegmentFile, new_header, segment_path
+from storage.segment import (
+    COMPACTED_IDS,
+    UNFINISHED_SUFFIX,
+    SegmentFile,
+    new_header,
+    segment_path,
+)
+from storage.step import INDEXED_TYPES
 
 
 @dataclass(slots=True)
@@ -51,6 +64,8 @@ class Recovered:
     records: int = 0
     torn_bytes: int = 0
     moved: bool = False
+    left: list[Path] = field(default_factory=list)
+    """Files that a compaction left behind, for `tidy`."""
 
 
 class _Tail:
@@ -98,14 +113,23 @@ def _recover(
     owner = index.directory_id()
     if owner is not None and owner != directory.id:
         raise OpenError(f"{directory.index}: the index is of another data directory: run reindex")
-    chain = open_chain(directory.segments)
     checkpoint = index.checkpoint()
-    if not chain and checkpoint is not None:
+    known = None if checkpoint is None else index.live_bytes(COMPACTED_IDS)
+    chain = open_chain(directory.segments, known)
+    if not chain.segments and checkpoint is not None:
         raise OpenError(f"{directory.segments}: the index is ahead of the log, which is empty")
-    tail = _find_end(chain, _start(chain, checkpoint)) if chain else _Tail(LogEnd(0, 0, 0, 0))
+    tail = (
+        _find_end(chain, _start(chain, checkpoint)) if chain.segments else _Tail(LogEnd(0, 0, 0, 0))
+    )
     last, position = tail.end.sequence, tail.end.position
     if tail.doubtful is not None:
         last, position = last + 1, tail.doubtful[1].end
+    if last < chain.horizon():
+        name = segment_path(Path(), tail.end.segment_id).name
+        raise OpenError(
+            f"{name}, position {position}: the log ends here, after batch {last}, but compacted "
+            f"segments rest on batch {chain.horizon()}: bring back the missing part"
+        )
     if durable is not None and last < durable.sequence:
         name = segment_path(Path(), tail.end.segment_id).name
         raise OpenError(
@@ -117,15 +141,17 @@ def _recover(
     if owner is None:
         with index.write() as transaction:
             transaction.put_directory_id(directory.id)
-    if not chain:
+    if not chain.segments:
         return Recovered(tail.end, 1)
     _remove_unfinished(directory.segments, disk)
     indexer = Indexer(directory.segments, index)
     reached = _index_up_to(indexer, tail.end, step_records, progress)
     next_stream_id = max(
-        reached.next_stream_id if reached is not None else 1, chain[-1].header.next_stream_id
+        reached.next_stream_id if reached is not None else 1,
+        chain.segments[-1].header.next_stream_id,
     )
     recovered = Recovered(tail.end, next_stream_id, tail.records, tail.torn_bytes)
+    recovered.left = [*chain.unknown, *chain.obsolete]
     if tail.doubtful is not None:
         segment, frame = tail.doubtful
         recovered.end = _move(directory.segments, disk, segment, frame, next_stream_id)
@@ -136,13 +162,19 @@ def _recover(
     return recovered
 
 
-def _start(chain: list[SegmentFile], checkpoint: Checkpoint | None) -> LogEnd:
+def tidy(directory: DataDirectory, disk: Disk, recovered: Recovered) -> None:
+    """Remove what a compaction that was cut off left behind, once the index that knows better is in
+    its place; a backup keeps it. Raises `OpenError`."""
+    try:
+        remove(directory, disk, recovered.left)
+    except OSError as error:
+        raise OpenError(f"{error.filename or directory.path}: {error.strerror}") from error
+
+
+def _start(chain: Chain, checkpoint: Checkpoint | None) -> LogEnd:
     """Where to look from: the checkpoint, once the log is seen to hold its batch."""
-    first = chain[0].header
+    first = chain.segments[0].header
     if checkpoint is None:
-        if first.predecessor:
-            missing = segment_path(Path(), first.predecessor).name
-            raise OpenError(f"{missing}: the segment is missing")
         return LogEnd(
             first.segment_id,
             FIRST_BATCH_POSITION,
@@ -150,9 +182,9 @@ def _start(chain: list[SegmentFile], checkpoint: Checkpoint | None) -> LogEnd:
             first.predecessor_checksum,
         )
     start = LogEnd(*checkpoint[:4])
-    for at, segment in enumerate(chain):
+    for at, segment in enumerate(chain.segments):
         if segment.header.segment_id == start.segment_id:
-            end = segment_end(chain, at)
+            end = chain.end(at)
             if (end is None or start.position <= end) and _ends_at(segment, start):
                 return start
             break
@@ -177,25 +209,37 @@ def _ends_at(segment: SegmentFile, end: LogEnd) -> bool:
     return whole and (sequence, checksum) == (end.sequence, end.checksum)
 
 
-def _find_end(chain: list[SegmentFile], start: LogEnd) -> _Tail:
+def _find_end(chain: Chain, start: LogEnd) -> _Tail:
     """Follow the log from a durable position to its end. Raises `OpenError` for damage."""
     tail = _Tail(start)
-    for at, segment in enumerate(chain):
+    for at, segment in enumerate(chain.segments):
         if segment.header.segment_id < start.segment_id:
             continue
         if segment.header.segment_id > tail.end.segment_id:
             header = segment.header
+            _pass_gap(tail, chain, header.predecessor)
             if (header.first_sequence - 1, header.predecessor_checksum) != tail.end[2:]:
                 raise OpenError(f"{segment.name}, position 40: it does not follow its predecessor")
             tail.end = tail.end._replace(
                 segment_id=header.segment_id, position=FIRST_BATCH_POSITION
             )
-        known_end = segment_end(chain, at)
+        known_end = chain.end(at)
         if known_end is not None:
             _follow_sealed(tail, segment, known_end)
         else:
             _follow_last(tail, segment)
     return tail
+
+
+def _pass_gap(tail: _Tail, chain: Chain, predecessor: int) -> None:
+    """Go on behind a gap that ends with segment `predecessor`, if there is one."""
+    for gap in chain.gaps:
+        if gap.last_id != predecessor:
+            continue
+        if (gap.first_sequence - 1, gap.predecessor_checksum) != tail.end[2:]:
+            missing = segment_path(Path(), gap.first_id).name
+            raise OpenError(f"{missing} did not follow its predecessor")
+        tail.end = LogEnd(gap.last_id, gap.end, gap.last_sequence, gap.last_checksum)
 
 
 def _follow_sealed(tail: _Tail, segment: SegmentFile, known_end: int) -> None:

@@ -10,14 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+from storage.chain import LogEnd
 from storage.child import child_command, child_environment
 from storage.directory import DataDirectory
 from storage.disk import Disk
 from storage.errors import StorageError
 from storage.index import Index
 from storage.limits import Limits
-from storage.log import LogEnd
-from storage.recovery import Progress, Recovered, recover
+from storage.recovery import Progress, Recovered, recover, tidy
 
 OLD_INDEX_WAIT_S = 60
 
@@ -47,6 +47,7 @@ def reindex(path: Path, progress: Progress) -> Recovered:
             shutil.rmtree(directory.index)
         disk.replace(fresh, directory.index)
         disk.sync_directory(path)
+        tidy(directory, disk, recovered)
         return recovered
     finally:
         directory.unlock()

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from storage.errors import NotResident
 from storage.family import Origin
-from storage.index import StreamMeta
+from storage.index_entries import StreamMeta
 from storage.limits import Limits
 from storage.record import Producer, Retention
 from storage.state import Run, Stream, stream_config

@@ -27,15 +27,8 @@ from typing import NamedTuple
 from storage.batch import BLOCK, ENDS_MESSAGE, LENGTH_MASK
 from storage.errors import CorruptData
 from storage.framing import Framing, text_boundary
-from storage.index import (
-    OFFSET_MAX,
-    ForkMeta,
-    Index,
-    Need,
-    RetentionMeta,
-    RunPlace,
-    StreamMeta,
-)
+from storage.index import Index
+from storage.index_entries import OFFSET_MAX, ForkMeta, Need, RetentionMeta, RunPlace, StreamMeta
 from storage.reading import Reader, Snapshot
 from storage.residents import Loaded
 from storage.state import stream_config

@@ -22,6 +22,7 @@ from storage.record import DecodeError, Record
 from storage.segment import HEADER_BYTES, SegmentFile
 
 WINDOW_BYTES = 256 * 1024
+SKIPPING_WINDOW_BYTES = 8 * 1024
 FIRST_BATCH_POSITION = HEADER_BYTES
 
 
@@ -111,7 +112,9 @@ class Scanner:
         start = position - self._window_at
         if start >= 0 and start + size <= len(self._window):
             return self._window[start : start + size]
-        data = read_at(self.segment.fd, max(size, WINDOW_BYTES), position)
+        skipped = start > len(self._window)  # large payload: there will be more of it
+        window = SKIPPING_WINDOW_BYTES if skipped else WINDOW_BYTES
+        data = read_at(self.segment.fd, max(size, window), position)
         self._window = data
         self._window_at = position
         return data[:size]

@@ -16,6 +16,10 @@ same place of the disk never look valid. `predecessor` and `predecessor end` say
 before this segment ends: whatever the older file holds past that position is void. A segment gets
 its name only after its header (and what recovery moved into it) is synced, so a named segment whose
 header does not check is damage, and everything before its predecessor's end was durable.
+
+A compacted segment (kind 2, `storage.compacted`) holds records and payload that were moved. It has
+no place in the chain: `predecessor` is 0, and `pred. end` and `pred. chk` are the position and the
+checksum of its last batch, which says what it stands for. Its id has the top bit of 32 set.
 """
 
 import os
@@ -31,6 +35,8 @@ MAGIC = b"DSSEGMT\n"
 FORMAT_VERSION = 1
 KIND_LOG = 1
 KIND_COMPACTED = 2
+COMPACTED_IDS = 1 << 31
+"""Compacted segments have ids from here on: the index names both kinds by id."""
 
 HEADER = struct.Struct("<8sHBBIQQQQQQIIQ")
 assert HEADER.size == 80
@@ -38,6 +44,7 @@ HEADER_BYTES = HEADER.size
 _CHECKSUM_AT = 12
 
 SUFFIX = ".log"
+COMPACTED_PREFIX = "compacted-"
 UNFINISHED_SUFFIX = ".tmp"
 
 
@@ -112,8 +119,10 @@ def decode_header(data: bytes, file: str) -> SegmentHeader:
         raise OpenError(
             f"{file}, position 8: segment format {version}; this program reads {FORMAT_VERSION}"
         )
-    if kind != KIND_LOG:
+    if kind not in (KIND_LOG, KIND_COMPACTED):
         raise OpenError(f"{file}, position 10: segment kind {kind} is of a newer release")
+    if (kind == KIND_COMPACTED) != (segment_id >= COMPACTED_IDS):
+        raise OpenError(f"{file}, position 16: segment kind {kind} has no such ids")
     return SegmentHeader(
         segment_id,
         salt,
@@ -151,7 +160,14 @@ def new_header(
 
 def segment_path(directory: Path, segment_id: int) -> Path:
     """Where a segment lies: sixteen decimal digits, so that names sort as ids do."""
+    if segment_id >= COMPACTED_IDS:
+        return directory / f"{COMPACTED_PREFIX}{segment_id - COMPACTED_IDS:016d}{SUFFIX}"
     return directory / f"{segment_id:016d}{SUFFIX}"
+
+
+def compacted_id(path: Path) -> int:
+    """The id of a compacted segment, by its name."""
+    return COMPACTED_IDS + int(path.stem.removeprefix(COMPACTED_PREFIX))
 
 
 class SegmentFile:
@@ -180,17 +196,25 @@ class SegmentFile:
             os.close(self.fd)
 
 
-def list_segments(directory: Path) -> list[Path]:
-    """The segments' files in order of their ids. Raises `OpenError` for a name of another kind."""
-    paths = []
+class SegmentPaths(NamedTuple):
+    """The files of the log and the compacted ones, each in order of their ids."""
+
+    log: list[Path]
+    compacted: list[Path]
+
+
+def list_segments(directory: Path) -> SegmentPaths:
+    """The segments' files. Raises `OpenError` for a name of another kind."""
+    paths = SegmentPaths([], [])
     try:
-        found = list(directory.iterdir())
+        found = sorted(directory.iterdir())
     except OSError as error:
         raise OpenError(f"{directory}: it cannot be read: {error.strerror}") from error
     for path in found:
         if path.suffix == UNFINISHED_SUFFIX:
             continue
-        if path.suffix != SUFFIX or not (path.stem.isascii() and path.stem.isdigit()):
+        digits = path.stem.removeprefix(COMPACTED_PREFIX)
+        if path.suffix != SUFFIX or not (digits.isascii() and digits.isdigit()):
             raise OpenError(f"{path.name}: not a file of durable-streamsd")
-        paths.append(path)
-    return sorted(paths)
+        (paths.log if digits == path.stem else paths.compacted).append(path)
+    return paths

@@ -28,6 +28,8 @@ from storage.accept import (
     accept_value,
 )
 from storage.backlog import Backlog
+from storage.chain import LogEnd
+from storage.compaction import Compactor, Grant, Reclaimed
 from storage.directory import DataDirectory
 from storage.disk import Disk
 from storage.errors import (
@@ -43,14 +45,15 @@ from storage.errors import (
 )
 from storage.family import Asked, Origin, bits_of, fork_config, same_fork
 from storage.framing import Framed, Framing, is_heavy, try_frame
-from storage.index import Checkpoint, Index
+from storage.index import Index
+from storage.index_entries import Checkpoint
 from storage.indexer import Indexer
 from storage.limits import Limits
 from storage.listing import Listing
-from storage.log import Log, LogEnd
+from storage.log import Log
 from storage.pending import PendingBatch, Sealed
 from storage.reading import Chunk, ColdRead, Reader, Segments, Snapshot
-from storage.recovery import Recovered, recover
+from storage.recovery import Recovered, recover, tidy
 from storage.residents import Loaded, Residents, TailCache
 from storage.retention import Cut, DueCuts
 from storage.state import Append, Batch, Kind, Outcome, Stream, StreamConfig, decide, misframed
@@ -58,6 +61,10 @@ from storage.stitching import stitched
 from storage.values import Values
 
 DUE_STREAMS_PER_TICK = 1_000
+BUSY_BYTES_PER_S = 64 << 10
+"""Of log written: compaction gives way to more than that."""
+BUSY_SHARE = 16
+"""The part that it then has of a processor, and of `Limits.compact_bytes_per_s` at least."""
 FULL = "The disk is full: nothing was kept, and writing resumes when there is space."
 LATCHED = "A write to disk failed: the store takes no more writes until the daemon is restarted."
 
@@ -95,6 +102,9 @@ class Store:
         self.full = False
         self.indexing = False
         """An index step is under way somewhere; `indexed` ends it."""
+        self.reclaimed = Reclaimed()
+        """What compaction has done since the store was opened."""
+        self._committed_bytes = self._granted_at_bytes = 0
         self._disk = disk
         self._index = index
         self._log = Log(
@@ -136,6 +146,7 @@ class Store:
             if disk.free_bytes(path) < limits.reserve_bytes:
                 directory.release_reserve(disk)  # for what recovery writes
             recovered = recover(directory, disk, index, limits.index_step_records)
+            tidy(directory, disk, recovered)
             store = cls(directory, limits, disk, index, recovered)
             store.full = not directory.make_reserve(disk, limits.reserve_bytes)
             undo.pop_all()
@@ -562,6 +573,7 @@ class Store:
         encoded = sealed.encoded
         batch = sealed.batch
         placement = sealed.placement
+        self._committed_bytes += encoded.size_bytes
         self._log.advance(placement, encoded.size_bytes, batch.sequence, encoded.checksum)
         self._durable_sequence = batch.sequence
         for run in sealed.runs:
@@ -662,6 +674,47 @@ class Store:
     def tail_cache_bytes(self) -> int:
         """How much recent payload is in memory, each run's own overhead included."""
         return self._cache.size_bytes
+
+    def compactor(self) -> Compactor:
+        """What compacts this directory here and now: for who writes the index here."""
+        return Compactor(self.directory, self._index, self._disk, self.limits)
+
+    def segments_removed(self) -> None:
+        """Some segments were compacted, and are gone."""
+        self._reader.segments_removed()
+
+    def compacted(self, removed: int, removed_bytes: int, written: int, written_bytes: int) -> None:
+        """Another process removed so many segments, for what it wrote."""
+        self.reclaimed.removed += removed
+        self.reclaimed.removed_bytes += removed_bytes
+        self.reclaimed.written += written
+        self.reclaimed.written_bytes += written_bytes
+        self.segments_removed()
+
+    def compaction_grant(self) -> Grant:
+        """How much may be compacted in the second that begins; call it once a second.
+
+        While much is appended it is a small share, and yet enough bytes to keep up with it.
+        """
+        written_bytes = self._committed_bytes - self._granted_at_bytes
+        self._granted_at_bytes = self._committed_bytes
+        rate = self.limits.compact_bytes_per_s
+        if self.latched:
+            return Grant(0, 0)
+        if written_bytes < BUSY_BYTES_PER_S:
+            return Grant(rate, 1_000)
+        return Grant(min(rate, max(rate // BUSY_SHARE, 2 * written_bytes)), 1_000 // BUSY_SHARE)
+
+    def space(self) -> tuple[int, int]:
+        """The bytes of the log's files, and how many of them are payload that somebody can read.
+
+        Any thread. Raises `CorruptData`, `OSError`.
+        """
+        total = 0
+        for file in self.directory.segments.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # It has just been compacted.
+                total += file.stat().st_size
+        return total, sum(self._index.live_bytes().values())
 
     # Reading
 

@@ -10,22 +10,23 @@ is the child that does it, one finding a line, its fields parted by tabs.
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from storage.batch import BLOCK, LENGTH_MASK, block_checksum
-from storage.chain import open_chain, segment_end
+from storage.chain import Chain, LogEnd, open_chain
 from storage.child import child_command, child_environment
+from storage.compacted import Compacted
 from storage.directory import DataDirectory
 from storage.disk import read_at
 from storage.errors import CorruptData, StorageError
 from storage.index import TABLES, Index
+from storage.index_entries import pack_run, unpack_runs
 from storage.indexer import Indexer
-from storage.log import LogEnd
 from storage.record import DecodeError
 from storage.scan import FIRST_BATCH_POSITION, BatchView, Scanner
-from storage.segment import SegmentFile
+from storage.segment import COMPACTED_IDS, SegmentFile
 
 STEP_RECORDS = 100_000
 FINDINGS_MAX = 1_000
@@ -69,16 +70,21 @@ def check_log(
     Raises `OpenError` where the chain of segments is broken.
     """
     chain = open_chain(directory.segments)
-    ends = [segment_end(chain, at) for at in range(len(chain))]
-    total = sum(
+    ends = [chain.end(at) for at in range(len(chain.segments))]
+    total = sum(file.size_bytes() for file in chain.compacted) + sum(
         segment.size_bytes() if end is None else end
-        for segment, end in zip(chain, ends, strict=True)
+        for segment, end in zip(chain.segments, ends, strict=True)
     )
     done = 0
+    for file in chain.compacted:
+        yield from _check_compacted(file, report)
+        done += file.size_bytes()
+        progress(done, total)
     last = LogEnd(0, 0, 0, 0)
-    for segment, end in zip(chain, ends, strict=True):
+    for segment, end in zip(chain.segments, ends, strict=True):
         report.segments += 1
         header = segment.header
+        last = _behind_gap(chain, header.predecessor) or last
         first = (header.first_sequence - 1, header.predecessor_checksum)
         if header.predecessor and last[2:] != first:
             yield Finding(segment.name, 40, 0, "it does not follow its predecessor")
@@ -103,6 +109,26 @@ def check_log(
             report.payload_bytes += batch.head.payload_bytes
             progress(done + last.position, total)
         done += segment.size_bytes() if end is None else end
+
+
+def _check_compacted(file: Compacted, report: LogReport) -> Iterator[Finding]:
+    report.segments += 1
+    try:
+        for batch in file.batches():
+            yield from _check_payload(file.segment, batch, False)
+            report.batches += 1
+            report.records += batch.head.records
+            report.payload_bytes += batch.head.payload_bytes
+    except CorruptData as error:
+        yield Finding(error.file, error.position, 0, error.reason)
+
+
+def _behind_gap(chain: Chain, predecessor: int) -> LogEnd | None:
+    """The end of the gap whose last segment this is."""
+    for gap in chain.gaps:
+        if gap.last_id == predecessor:
+            return LogEnd(gap.last_id, gap.end, gap.last_sequence, gap.last_checksum)
+    return None
 
 
 def _end_of_segment(
@@ -156,13 +182,15 @@ def check_index(directory: DataDirectory, scratch: Path) -> Iterator[Finding]:
             yield Finding("index/data.mdb, table state", 0, 0, reason)
         fresh = Index(scratch, writable=True)
         try:
-            indexer = Indexer(directory.segments, fresh)
+            known = index.live_bytes(COMPACTED_IDS)
+            indexer = Indexer(directory.segments, fresh, known)
             target = LogEnd(*checkpoint[:4])
             _index_up_to(indexer, target)
             for table in TABLES:
                 if table != "state":
                     yield from _differences(table, index, fresh)
-            _index_up_to(indexer, _last_batch(directory, target))
+            yield from _gaps_in_runs(index)
+            _index_up_to(indexer, _last_batch(directory, target, known))
         finally:
             fresh.close()
     finally:
@@ -174,17 +202,17 @@ def _index_up_to(indexer: Indexer, target: LogEnd) -> None:
         pass
 
 
-def _last_batch(directory: DataDirectory, start: LogEnd) -> LogEnd:
+def _last_batch(directory: DataDirectory, start: LogEnd, known: Collection[int]) -> LogEnd:
     """The end of the last batch that can be followed from a known end; `check_log` says why."""
-    chain = open_chain(directory.segments)
+    chain = open_chain(directory.segments, known)
     end = start
-    for at, segment in enumerate(chain):
+    for at, segment in enumerate(chain.segments):
         segment_id = segment.header.segment_id
         if segment_id < start.segment_id:
             continue
         if segment_id > end.segment_id:
             end = end._replace(segment_id=segment_id, position=FIRST_BATCH_POSITION)
-        known_end = segment_end(chain, at)
+        known_end = chain.end(at)
         scanner = Scanner(segment)
         while known_end is None or end.position < known_end:
             try:
@@ -195,10 +223,39 @@ def _last_batch(directory: DataDirectory, start: LogEnd) -> LogEnd:
     return end
 
 
+def _entries(index: Index, table: str) -> Iterator[tuple[bytes, bytes]]:
+    """A table's entries; runs one by one, because how they are packed depends on their history."""
+    if table == "streams":
+        yield from index.plain_streams()
+        return
+    for key, value in index.entries(table):
+        if table != "runs":
+            yield key, value
+            continue
+        for place in unpack_runs(value):
+            yield key[:8] + place.start.to_bytes(8, "big"), pack_run(place)
+
+
+def _gaps_in_runs(index: Index) -> Iterator[Finding]:
+    """Streams whose runs do not cover all that they have: something was lost."""
+    covered: dict[int, int] = {}
+    for key, value in index.entries("runs"):
+        stream_id = int.from_bytes(key[:8], "big")
+        for place in unpack_runs(value):
+            if place.start == covered.get(stream_id, place.start):
+                covered[stream_id] = place.start + place.length
+    for stream_id, meta in index.streams():
+        seam = 0 if meta.fork is None else meta.fork.seam
+        needed = meta.tail if meta.kept is None else min(meta.kept, meta.tail)
+        if covered.get(stream_id, seam) < needed:
+            reason = f"its bytes from {covered.get(stream_id, seam)} on are missing: run reindex"
+            yield Finding("index/data.mdb, table runs", 0, stream_id, reason)
+
+
 def _differences(table: str, index: Index, fresh: Index) -> Iterator[Finding]:
     file = f"index/data.mdb, table {table}"
-    have = index.entries(table)
-    want = fresh.entries(table)
+    have = _entries(index, table)
+    want = _entries(fresh, table)
     ours = next(have, None)
     theirs = next(want, None)
     while ours is not None or theirs is not None:

@@ -155,6 +155,55 @@ def test_reindex_of_a_damaged_log_changes_nothing(data_dir: Path) -> None:
     assert digest(data_dir / "index") == index_before
 
 
+def without_bytes(data_dir: Path) -> list[Path]:
+    """Delete the byte stream, so that most of the log is dead; the segments there are."""
+    store = Store.open(data_dir, Limits(segment_bytes=SEGMENT_BYTES, zero_ahead_bytes=0))
+    store.admit(store.load(b"bytes"))
+    stream = store.find(b"bytes")
+    assert stream is not None
+    store.delete(stream)
+    store.close()
+    return segments(data_dir)
+
+
+def test_compact_gives_space_back(data_dir: Path) -> None:
+    """`compact` shrinks the log, says by how much, and leaves what is live, whole: `verify`,
+    `reindex` and `dump` take what it leaves."""
+    before = without_bytes(data_dir)
+    result = run("compact", "--data-dir", data_dir)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("gave back ")
+    after = segments(data_dir)
+    assert len(after) < len(before)
+    assert run("verify", "--data-dir", data_dir).returncode == 0
+    shutil.rmtree(data_dir / "index")
+    assert run("reindex", "--data-dir", data_dir).returncode == 0
+    result = run("verify", "--data-dir", data_dir)
+    assert (result.returncode, result.stderr) == (0, "")
+    values = [json.loads(line) for line in run("dump", "--data-dir", data_dir).stdout.splitlines()]
+    assert len([value for value in values if "stands_for" in value]) == 1
+    store = Store.open(data_dir)
+    store.admit(store.load(b"json"))
+    stream = store.find(b"json")
+    assert stream is not None
+    assert stream.tail == sum(len(b'{"n":%d},' % number) for number in range(60))
+    store.close()
+    assert run("compact", "--data-dir", data_dir).stdout.startswith("gave back 0 bytes")
+
+
+def test_compact_leaves_what_is_damaged(data_dir: Path) -> None:
+    """A damaged segment stays as it is, is named, and the exit code is 1; the others go."""
+    damaged = without_bytes(data_dir)[1]
+    content = bytearray(damaged.read_bytes())
+    content[100] ^= 0xFF
+    damaged.write_bytes(content)
+    result = run("compact", "--data-dir", data_dir)
+    assert result.returncode == 1
+    assert damaged.name in result.stderr
+    assert damaged.read_bytes() == content
+    assert len(segments(data_dir)) == 3, "it, the newest, and what stands for the others"
+
+
 def test_dump_prints_every_batch(data_dir: Path) -> None:
     """`dump` prints the log as JSON lines: all records in order, payload if asked for."""
     result = run("dump", "--data-dir", data_dir, "--payload")

@@ -39,6 +39,7 @@ DAEMON_COMMANDS = {
     "dump": _Command("offline", "Print the records of a data directory."),
     "backup": _Command("offline", "Copy a data directory, also while a daemon is using it."),
     "restore": _Command("offline", "Make a data directory of a backup."),
+    "compact": _Command("offline", "Give back the disk space of deleted and expired data."),
     "reindex": _Command("offline", "Rebuild the index of a data directory from its log."),
 }
 COMMANDS = DAEMON_COMMANDS | CLIENT_COMMANDS

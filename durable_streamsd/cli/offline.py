@@ -1,4 +1,4 @@
-"""Commands that work on data directories: `verify`, `dump`, `reindex`, `backup`, `restore`.
+"""Commands on data directories: `verify`, `dump`, `reindex`, `compact`, `backup`, `restore`.
 
 Progress goes to standard error when that is a terminal; results go to standard output.
 """
@@ -29,15 +29,16 @@ from durable_streamsd.cli.output import (
 from durable_streamsd.cli.stream_paths import StreamPaths
 from storage.backup import backup as copy_directory
 from storage.batch import HEAD_BYTES
+from storage.chain import LogEnd
 from storage.directory import DataDirectory
 from storage.disk import read_at
 from storage.dump import dump as dump_log
-from storage.errors import DirectoryLocked, StorageError
-from storage.log import LogEnd
+from storage.errors import CorruptData, DirectoryLocked, StorageError
 from storage.record import DecodeError
 from storage.reindex import reindex as rebuild
 from storage.scan import Scanner
 from storage.segment import SegmentFile
+from storage.store import Store
 from storage.verify import LogReport, check_index_apart, check_log
 
 EXIT_LOCKED = 3
@@ -170,7 +171,8 @@ def dump(data_dir: Path, payload: bool) -> None:
                 stopped = value
                 continue
             _print_json(value)
-            sequence = value["batch"] if "batch" in value else value["first_sequence"] - 1
+            if "compacted" not in value:
+                sequence = value["batch"] if "batch" in value else value["first_sequence"] - 1
         if stopped is not None:
             _print_json(_log_end(directory, stopped, sequence))
 
@@ -233,6 +235,52 @@ def reindex(data_dir: Path) -> None:
         line.end()
         indexed = counted(recovered.records, "record")
         print_line(f"indexed {indexed}, up to batch {recovered.end.sequence}")
+
+
+@click.command(
+    epilog="""\b
+Example:
+  durable-streamsd compact --data-dir /var/lib/durable-streamsd
+"""
+)
+@data_dir_option
+def compact(data_dir: Path) -> None:
+    """Give back the disk space of deleted and expired data.
+
+    A running daemon does this by itself, at leisure; this does it at once. Segments of which half
+    or more is dead are rewritten, all but the newest one. Needs no more space than the live data of
+    the segments it rewrites at a time. It may be interrupted at any moment. Exit code 1 when
+    something is damaged: it stays as it is, and the message says where.
+    """
+    line = ProgressLine("compacting")
+    damage = []
+    with _failures():
+        store = Store.open(data_dir)
+        try:
+            compactor = store.compactor()
+            before_bytes, _ = store.space()
+            done_bytes, changes = 0, -1
+            while compactor.done.changes != changes:
+                changes = compactor.done.changes
+                try:
+                    for step_bytes in compactor.run():
+                        done_bytes += step_bytes
+                        line(min(done_bytes, before_bytes), before_bytes)
+                except CorruptData as error:
+                    damage.append(str(error))
+                    changes = -1  # the others are still to do
+            after_bytes, live_bytes = store.space()
+        finally:
+            store.close()
+            line.end()
+        print_line(
+            f"gave back {counted(max(before_bytes - after_bytes, 0), 'byte')}; the log has "
+            f"{counted(after_bytes, 'byte')}, {counted(live_bytes, 'byte')} of them live payload"
+        )
+        for what in damage:
+            say(what)
+    if damage:
+        sys.exit(EXIT_FAILED)
 
 
 @click.command(

@@ -359,10 +359,10 @@ def layout(lab: Lab) -> Layout:
     payloads: list[Payload] = []
     last = 0
     chain = storage.chain.open_chain(lab.path / "segments")
-    for at, segment in enumerate(chain):
+    for at, segment in enumerate(chain.segments):
         name = f"segments/{segment.name}"
         position = FIRST_BATCH_POSITION
-        known_end = storage.chain.segment_end(chain, at)
+        known_end = chain.end(at)
         scanner = Scanner(segment)
         while known_end is None or position < known_end:
             try:

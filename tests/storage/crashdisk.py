@@ -55,6 +55,8 @@ class CrashDisk(Disk):
     def __init__(self, root: Path) -> None:
         self.root = root
         self.on_event: Callable[[], None] = lambda: None
+        self.on_name: Callable[[], None] = lambda: None
+        """Called after each change of a name, when it is visible and not yet durable."""
         self.syncs = 0
         self.writes = 0
         self.fail_write_at = 0
@@ -143,12 +145,14 @@ class CrashDisk(Disk):
         with self._guard:
             super().replace(source, target)
             self._names[target] = self._names.pop(source)
+        self.on_name()
 
     def unlink(self, path: Path) -> None:
         """A name goes."""
         with self._guard:
             super().unlink(path)
             self._names.pop(path, None)
+        self.on_name()
 
     def free_bytes(self, path: Path) -> int:
         """What the test says."""

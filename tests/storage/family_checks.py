@@ -7,7 +7,8 @@ kept data is what forks still reach, and a segment's live bytes are those of its
 import struct
 from collections import Counter
 
-from storage.index import OFFSET_MAX, Index, StreamMeta, unpack_runs
+from storage.index import Index
+from storage.index_entries import OFFSET_MAX, StreamMeta, unpack_runs
 
 NEED = struct.Struct(">QQQQ")
 Needs = dict[int, list[tuple[int, int]]]

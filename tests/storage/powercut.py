@@ -47,6 +47,7 @@ class Machine:
         self.disk = CrashDisk(self.path)
         self.cuts = 0
         self.work = Workload(open_store(self.path, self.limits, self.disk), seed)
+        self.work.compactions = 0.3 if seed % 3 else 0.0
 
     def live(self) -> None:
         """One life: work, perhaps on a failing disk, until the process is killed, or its turns end.
@@ -110,6 +111,9 @@ class Machine:
             self._perhaps_cut_power()
             self._start_and_be_killed()
         self._perhaps_cut_power()
+        if self.work.compactions and self.chance.random() < 0.2:
+            shutil.rmtree(self.path / "index")
+            (self.path / "index").mkdir()
         work = self.work
         work.store = open_store(self.path, self.limits, self.disk, work.store.clock_ms)
         self._check()

@@ -44,13 +44,13 @@ from engine import abandon, open_store
 
 import storage.disk
 import storage.scan
+from storage.chain import LogEnd
 from storage.directory import DataDirectory
 from storage.disk import Disk
 from storage.errors import CorruptData, OpenError
 from storage.index import Index
 from storage.indexer import Indexer
 from storage.indexer_process import IndexerProcess
-from storage.log import LogEnd
 from storage.reindex import reindex
 from storage.verify import check_index_apart
 

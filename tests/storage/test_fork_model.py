@@ -7,6 +7,7 @@ in it: soft deletion, expiry, collecting from the last fork upwards, paths that 
 
 import copy
 import os
+import random
 import shutil
 import tempfile
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from test_model import FailingDisk
+from workload import compact_any
 
 from storage.errors import NotRetained, OutOfSpace
 from storage.state import Kind
@@ -41,6 +43,7 @@ LATER = [
     "check_everything",
     "commit",
     "commit_on_a_full_disk",
+    "compact",
     "crash_in_a_commit",
     "everything_is_evicted",
     "index_step",
@@ -379,6 +382,11 @@ class FamilyMachine(RuleBasedStateMachine):
         if self.store._backlog.indexed_sequence < self.store._durable_sequence:
             self.store.index_step()
         family_is_whole(self.store._index)
+
+    def compact(self) -> None:
+        """Some segments are rewritten, whatever they are worth."""
+        compact_any(self.store, random.Random(self.now_ms))
+        self.check_index()
 
     def everything_is_evicted(self) -> None:
         """Memory forgets what the index has."""

@@ -349,5 +349,6 @@ def test_dump_shows_forks(tmp_path: Path) -> None:
         "offset": 2,
         "sub_offset": 1,
         "asked": 3,
+        "earliest": 0,
     }
     assert list(check_index_apart(DataDirectory(tmp_path))) == []

@@ -29,7 +29,7 @@ from storage.batch import (
     run_bytes,
 )
 from storage.errors import OpenError
-from storage.index import RUN_HEAD, RunPlace, pack_run, seal, unpack_runs
+from storage.index_entries import RUN_HEAD, RunPlace, pack_run, seal, unpack_runs
 from storage.record import (
     Configuration,
     DecodeError,
@@ -114,6 +114,12 @@ GOLDEN_RECORDS = {
         "3d000000" "02" "20" "0000" "0600000000000000" "0900000000000000" "00000000"
         "0200000000000000" "0100000000000000" "0900000000000000" "0400000000000000" "05",
     ),
+    "fork of a stream that was cut": (
+        Record(RecordType.CREATE, 6, 9, fork=Fork(2, 1, 9, 4, 5, 7)),
+        "45000000" "02" "20" "0000" "0600000000000000" "0900000000000000" "00000000"
+        "0200000000000000" "0100000000000000" "0900000000000000" "0400000000000000" "0d"
+        "0700000000000000",
+    ),
     "origin": (
         Record(RecordType.STATE, 6, 9, origin=77),
         "24000000" "06" "40" "0000" "0600000000000000" "0900000000000000" "00000000"
@@ -170,7 +176,7 @@ RECORDS = st.builds(
     | st.builds(
         Configuration, SHORT, SHORT, st.none() | U64, st.none() | U64, st.none() | RETENTIONS
     ),
-    st.none() | st.builds(Fork, U64, U64, U64, U64, st.integers(0, 7)),
+    st.none() | st.builds(Fork, U64, U64, U64, U64, st.integers(0, 7), U64),
     st.none() | U64,
     st.none() | st.builds(Entry, SHORT, SHORT),
 )

@@ -15,6 +15,7 @@ import engine
 import pytest
 from engine import SMALL, abandon, open_store
 
+from storage.compaction import Grant
 from storage.errors import DirectoryLocked
 from storage.index import Index
 from storage.indexer_process import IndexerProcess
@@ -231,3 +232,83 @@ def test_two_opens_of_one_index_are_told_apart(tmp_path: Path) -> None:
     assert reader.chain_at(b"s")
     reader.close()
     abandon(store)
+
+
+def churn(store: engine.ManualStore, first: int) -> dict[bytes, bytes]:
+    """Streams that are written and deleted, but for some; what those hold."""
+    kept = {}
+    for number in range(first, first + 60):
+        path = b"short/%d" % number
+        engine.create(store, path, body=b"%d" % number * 100)
+        engine.commit(store)
+        if number % 10:
+            engine.delete(store, path)
+        else:
+            kept[path] = b"%d" % number * 100
+    engine.commit(store)
+    return kept
+
+
+def removed_files_open(folder: Path) -> list[str]:
+    """Files below a folder that are removed, and that this process has open."""
+    found = []
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.append(str(link.readlink()))
+    return [name for name in found if name.startswith(str(folder)) and name.endswith("(deleted)")]
+
+
+def test_it_compacts_what_it_is_granted(tmp_path: Path) -> None:
+    """The child gives space back when it may, and not before; the store is told how much, lets go
+    of removed files, and reads what was moved."""
+    store = open_store(tmp_path, replace(LIMITS, tail_cache_bytes_max=0, open_segments_max=50))
+    loop = Loop(store)
+    loop.start()
+    kept = churn(store, 0)
+    loop.run_until(loop.all_indexed)
+    for path, data in kept.items():
+        assert engine.content(store, path) == data
+    before_bytes, _ = store.space()
+    assert not store.reclaimed.removed
+    loop.indexer.grant(Grant(1 << 20, 1_000))
+    loop.run_until(lambda: store.reclaimed.removed > 0)
+    after_bytes, live_bytes = store.space()
+    assert after_bytes < before_bytes
+    assert live_bytes == sum(map(len, kept.values()))
+    assert store.reclaimed.removed_bytes > store.reclaimed.written_bytes > 0
+    for path, data in kept.items():
+        assert engine.content(store, path) == data
+    loop.run_until(lambda: not removed_files_open(tmp_path))
+    loop.indexer.stop()
+    store.close()
+
+
+def test_it_may_be_killed_while_it_compacts(tmp_path: Path) -> None:
+    """However often the child dies on its way, what is live is there, and in the end the space of
+    what is not is given back."""
+    store = open_store(tmp_path, LIMITS)
+    loop = Loop(store)
+    loop.start()
+    kept: dict[bytes, bytes] = {}
+    for generation in range(4):
+        kept |= churn(store, 100 * generation)
+        pid = loop.child_pid()
+        for _ in range(generation):  # so each time it gets further
+            loop.indexer.grant(Grant(3_000, 1_000))
+            loop.run_until(loop.all_indexed)
+        loop.indexer.grant(Grant(1 << 20, 1_000))
+        os.kill(pid, signal.SIGKILL)
+        loop.run_until(
+            lambda dead=pid: loop.indexer._child is not None and loop.child_pid() != dead  # type: ignore[misc]
+        )
+        loop.run_until(loop.all_indexed)
+    loop.indexer.grant(Grant(1 << 30, 60_000))
+    loop.run_until(lambda: store.space()[0] < 3 * sum(map(len, kept.values())))
+    for path, data in kept.items():
+        assert engine.content(store, path) == data
+    loop.indexer.stop()
+    store.close()
+    store = open_store(tmp_path, LIMITS)
+    for path, data in kept.items():
+        assert engine.content(store, path) == data
+    store.close()

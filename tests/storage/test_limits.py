@@ -15,7 +15,7 @@ from storage.backlog import INDEX_INTERVAL_MS
 from storage.batch import BLOCK_BYTES_MAX
 from storage.errors import OffsetError, Unsettled
 from storage.framing import Framing, text_boundary
-from storage.index import RunPlace
+from storage.index_entries import RunPlace
 from storage.limits import Limits
 from storage.reading import ColdRead, Snapshot, select
 from storage.record import Producer

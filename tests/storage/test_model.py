@@ -6,6 +6,7 @@ the directory as it lies and open the copy, so that nothing a clean close does c
 
 import errno
 import os
+import random
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from engine import BYTES, JSON, SMALL, START_MS, TEXT, ManualStore, abandon, ope
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from workload import compact_any
 
 from storage.disk import Disk
 from storage.errors import CommitError, OffsetError, OutOfSpace
@@ -534,6 +536,11 @@ class StoreMachine(RuleBasedStateMachine):
     def tick(self) -> None:
         """Streams expire and are evicted: never one whose time is not over."""
         self.store.tick(self.now_ms)
+
+    @rule(seed=st.integers(0, 9))
+    def compact(self, seed: int) -> None:
+        """Some segments are rewritten, whatever they are worth."""
+        compact_any(self.store, random.Random(seed))
 
     @rule()
     def everything_is_evicted(self) -> None:

@@ -12,14 +12,14 @@ import pytest
 from engine import SMALL, abandon, digest, open_store, segment_files
 
 from storage.batch import COMMIT_BYTES, HEAD_BYTES, RunEntry, cut_blocks, encode_batch
+from storage.chain import LogEnd
 from storage.disk import Disk
 from storage.errors import CorruptData, DirectoryLocked, OpenError
 from storage.index import Index
-from storage.indexer import INDEXED_TYPES
 from storage.limits import Limits
-from storage.log import LogEnd
 from storage.record import Configuration, Record, RecordType, encode
 from storage.segment import KIND_COMPACTED, encode_header, new_header, segment_path
+from storage.step import INDEXED_TYPES
 from storage.store import Store
 
 BATCHES = 6

@@ -16,7 +16,7 @@ from storage.directory import DataDirectory
 from storage.dump import dump
 from storage.errors import CorruptData, NotRetained
 from storage.framing import message_lengths, text_boundary
-from storage.index import RetentionMeta
+from storage.index_entries import RetentionMeta
 from storage.limits import Limits
 from storage.record import Record, RecordType, Retention, encode
 from storage.retention import MARKS, MARKS_MAX, dead_between, note_run
