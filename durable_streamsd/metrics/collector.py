@@ -216,6 +216,17 @@ def _disk(services: Services, survey: Survey) -> Iterator[Metric]:
     limits = services.store.limits
     yield gauge("segments", "Files of the log.", survey.segments)
     yield gauge("segments_bytes", "Disk space of those.", survey.segments_bytes)
+    yield gauge("live_bytes", "Payload in them that somebody can read.", survey.live_bytes)
+    dead_bytes = max(survey.segments_bytes - survey.live_bytes, 0)
+    yield gauge(
+        "dead_bytes",
+        "The rest of them: what compaction can give back, heads, and space that is still empty.",
+        dead_bytes,
+    )
+    reclaimed = services.store.reclaimed
+    yield counter("compaction_removed_segments", "Files compacted away.", reclaimed.removed)
+    yield counter("compaction_removed_bytes", "What those had.", reclaimed.removed_bytes)
+    yield counter("compaction_written_bytes", "What was written for them.", reclaimed.written_bytes)
     yield gauge("disk_size_bytes", "Of the file system of the data directory.", survey.disk_bytes)
     yield gauge("disk_free_bytes", "What the daemon may still use of it.", survey.free_bytes)
     yield gauge(

@@ -18,13 +18,15 @@ class Survey(NamedTuple):
     """What an unprivileged process may still use."""
     segments: float
     segments_bytes: float
+    live_bytes: float
+    """Payload in them that somebody can read."""
 
 
-UNKNOWN = Survey(math.nan, math.nan, math.nan, math.nan)
+UNKNOWN = Survey(math.nan, math.nan, math.nan, math.nan, math.nan)
 
 
 def survey(store: Store) -> Survey:
-    """Look now. Raises `OSError`."""
+    """Look now. Raises `OSError`, `CorruptData`."""
     directory = store.directory
     disk = os.statvfs(directory.path)
     segments = segments_bytes = 0
@@ -32,6 +34,11 @@ def survey(store: Store) -> Survey:
         with contextlib.suppress(FileNotFoundError):  # it has just been removed
             segments_bytes += file.stat().st_blocks * 512
             segments += 1
+    _, live_bytes = store.space()
     return Survey(
-        disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize, segments, segments_bytes
+        disk.f_blocks * disk.f_frsize,
+        disk.f_bavail * disk.f_frsize,
+        segments,
+        segments_bytes,
+        live_bytes,
     )
