@@ -390,6 +390,7 @@ def test_allowances_fit_into_memory() -> None:
     large = within_memory(Settings(memory_bytes_max=4 << 30))
     assert large.answers_bytes_max == Settings().answers_bytes_max
     assert within_memory(Settings()).memory_bytes_max == int(system_bytes() * 0.8)
+    assert not anonymous_bytes(Path("/nowhere"))  # where there is no /proc
 
 
 def test_lists_come_from_the_environment(tmp_path: Path) -> None:

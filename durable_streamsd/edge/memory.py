@@ -35,13 +35,13 @@ TRIM_PAUSE_S: Final = 10
 log = logging.getLogger(__name__)
 
 
-def anonymous_bytes() -> int:
-    """Memory of this process that is not backed by files."""
-    with Path("/proc/self/status").open("rb") as status:
-        for line in status:
-            if line.startswith(b"RssAnon:"):
-                return int(line.split()[1]) * 1_024
-    return 0
+def anonymous_bytes(status: Path = Path("/proc/self/status")) -> int:
+    """Memory of this process that is not backed by files; 0 where the system does not say."""
+    try:
+        lines = status.read_bytes().splitlines()
+    except OSError:  # a root of its own, without /proc
+        return 0
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith(b"RssAnon:")), 0)
 
 
 def system_bytes(root: Path = Path("/")) -> int:
