@@ -16,7 +16,8 @@ Left out: counting and collecting (`storage.accept`), reading (`storage.stitchin
 from typing import NamedTuple
 
 from storage.record import EXPIRES_ASKED, OFFSET_ASKED, TTL_ASKED, Fork, Retention
-from storage.state import Stream, StreamConfig, asked_for, stream_config
+from storage.state import Stream
+from storage.stream_config import StreamConfig, asked_for, stream_config
 
 
 class Asked(NamedTuple):

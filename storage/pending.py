@@ -9,7 +9,8 @@ from typing import Any
 
 from storage.batch import RUN, EncodedBatch, encode_batch, encode_run
 from storage.log import Placement
-from storage.state import Batch, Run, Stream
+from storage.runs import Run
+from storage.state import Batch, Stream
 
 
 class PendingRun:

@@ -23,8 +23,8 @@ from storage.framing import Framing, message_lengths, text_boundary
 from storage.index import Index
 from storage.index_entries import RunPlace
 from storage.limits import Limits
+from storage.runs import Run
 from storage.segment import SegmentFile, segment_path
-from storage.state import Run
 
 QUICK_PIECES_MAX = 1_024
 QUICK_BYTES_MAX = 512 << 10

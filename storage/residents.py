@@ -13,7 +13,9 @@ from storage.family import Origin
 from storage.index_entries import StreamMeta
 from storage.limits import Limits
 from storage.record import Producer, Retention
-from storage.state import Run, Stream, stream_config
+from storage.runs import Run
+from storage.state import Stream
+from storage.stream_config import stream_config
 
 RUN_OVERHEAD_BYTES = 512
 SWEEP_STREAMS = 5_000

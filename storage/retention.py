@@ -31,7 +31,7 @@ from storage.index import Index
 from storage.index_entries import OFFSET_MAX, ForkMeta, Need, RetentionMeta, RunPlace, StreamMeta
 from storage.reading import Reader, Snapshot
 from storage.residents import Loaded
-from storage.state import stream_config
+from storage.stream_config import stream_config
 
 MARKS = 64
 """How many there are in the time that a stream is kept."""

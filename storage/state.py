@@ -8,174 +8,20 @@ Left out: reading and writing. `storage.store` applies what is decided here.
 """
 
 import enum
-from bisect import bisect_right
 from collections.abc import Callable
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from storage.errors import CommitError, FramingError, TooManyMessages
-from storage.framing import Framed, Framing, framing_of, try_frame
-from storage.record import Producer, Retention
+from storage.framing import Framed, try_frame
+from storage.record import Producer
+from storage.runs import NO_RUNS, Run, RunList
+from storage.stream_config import StreamConfig
 
 if TYPE_CHECKING:
     from storage.family import Origin
 
 GRAIN_MS_MIN = 4_000
 GRAIN_MS_MAX = 60_000
-CONFIGS_MAX = 1_024
-
-
-class StreamConfig:
-    """What a stream is created with (protocol 5.1); equal when an idempotent PUT may match."""
-
-    __slots__ = ("content_type", "expires_ms", "framing", "media_type", "retention", "ttl_s")
-
-    def __init__(
-        self,
-        content_type: str,
-        ttl_s: int | None = None,
-        expires_ms: int | None = None,
-        retention: Retention | None = None,
-    ) -> None:
-        self.content_type = content_type
-        self.media_type = content_type.partition(";")[0].strip().lower()
-        self.framing: Framing = framing_of(self.media_type)
-        self.ttl_s = ttl_s
-        self.expires_ms = expires_ms
-        self.retention = retention
-
-    def matches(self, other: "StreamConfig") -> bool:
-        """Whether a PUT with `other` asks for this very stream: parameters of the type aside, and
-        retention that its creator did not ask for."""
-        return (self.media_type, self.ttl_s, self.expires_ms) == (
-            other.media_type,
-            other.ttl_s,
-            other.expires_ms,
-        ) and asked_for(self.retention) == asked_for(other.retention)
-
-
-def asked_for(retention: Retention | None) -> Retention | None:
-    """The retention that was asked for when a stream was created, and not given by a rule."""
-    return retention if retention is not None and retention.asked else None
-
-
-@lru_cache(CONFIGS_MAX)
-def stream_config(
-    content_type: str,
-    ttl_s: int | None = None,
-    expires_ms: int | None = None,
-    retention: Retention | None = None,
-) -> StreamConfig:
-    """A configuration; one object for all streams in memory that are created alike."""
-    return StreamConfig(content_type, ttl_s, expires_ms, retention)
-
-
-class Run:
-    """Contiguous durable payload of one stream in one batch, and its place in the log.
-
-    `data` is there while the tail cache keeps it.
-    """
-
-    __slots__ = ("blocks", "data", "end", "position", "segment_id", "sequence", "start", "stream")
-
-    def __init__(
-        self,
-        stream: "Stream",
-        start: int,
-        sequence: int,
-        segment_id: int,
-        blocks: bytes,
-        data: bytes,
-    ) -> None:
-        self.stream = stream
-        self.start = start
-        self.end = start + len(data)
-        self.sequence = sequence
-        self.segment_id = segment_id
-        self.position = 0  # until the batch's size is known
-        self.blocks = blocks
-        self.data: bytes | None = data
-
-
-class RunList:
-    """A stream's runs in memory, oldest first: added at the end, dropped from the front."""
-
-    __slots__ = ("_head", "_runs", "_starts")
-
-    def __init__(self) -> None:
-        self._runs: list[Run] = []
-        self._starts: list[int] = []
-        self._head = 0
-
-    def __len__(self) -> int:
-        return len(self._runs) - self._head
-
-    def append(self, run: Run) -> None:
-        """Add the stream's newest run."""
-        self._runs.append(run)
-        self._starts.append(run.start)
-
-    def drop(self, indexed_sequence: int) -> None:
-        """Forget leading runs that the index has and whose bytes are not cached."""
-        head = self._head
-        runs = self._runs
-        while head < len(runs) and runs[head].data is None:
-            if runs[head].sequence > indexed_sequence:
-                break
-            head += 1
-        if head == len(runs):
-            self.clear()
-        elif head > 64 and head * 2 > len(runs):
-            del runs[:head], self._starts[:head]
-            self._head = 0
-        else:
-            self._head = head
-
-    def cut(self, earliest: int) -> list[Run]:
-        """Forget the runs that end at or before an offset, and say which."""
-        head = self._head
-        runs = self._runs
-        end = head
-        while end < len(runs) and runs[end].end <= earliest:
-            end += 1
-        gone = runs[head:end]
-        if end == len(runs):
-            self.clear()
-        else:
-            del runs[:end], self._starts[:end]
-            self._head = 0
-        return gone
-
-    def clear(self) -> None:
-        """Forget all."""
-        self._runs = []
-        self._starts = []
-        self._head = 0
-
-    def newest(self) -> Run | None:
-        """The last run that was added, if it was not forgotten."""
-        return self._runs[-1] if self._head < len(self._runs) else None
-
-    def first_start(self) -> int | None:
-        """The lowest offset that memory knows of."""
-        return self._starts[self._head] if self._head < len(self._starts) else None
-
-    def covering(self, offset: int, limit_bytes: int) -> list[Run]:
-        """The runs from the one that holds `offset`, until `limit_bytes` are passed."""
-        at = bisect_right(self._starts, offset, lo=self._head) - 1
-        at = max(at, self._head)
-        found = []
-        end = offset + limit_bytes
-        for index in range(at, len(self._runs)):
-            run = self._runs[index]
-            found.append(run)
-            if run.end > end:
-                break
-        return found
-
-
-NO_RUNS = RunList()
-"""What most streams have. It stays empty: whoever adds the first one makes a list for it."""
 
 
 class Stream:

@@ -13,7 +13,8 @@ from typing import NamedTuple
 from storage.family import Part, parts
 from storage.framing import Framing, text_boundary
 from storage.reading import Chunk, ColdRead, Reader, Snapshot
-from storage.state import Run, Stream
+from storage.runs import Run
+from storage.state import Stream
 
 
 class Planned(NamedTuple):

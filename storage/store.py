@@ -56,8 +56,9 @@ from storage.reading import Chunk, ColdRead, Reader, Segments, Snapshot
 from storage.recovery import Recovered, recover, tidy
 from storage.residents import Loaded, Residents, TailCache
 from storage.retention import Cut, DueCuts
-from storage.state import Append, Batch, Kind, Outcome, Stream, StreamConfig, decide, misframed
+from storage.state import Append, Batch, Kind, Outcome, Stream, decide, misframed
 from storage.stitching import stitched
+from storage.stream_config import StreamConfig
 from storage.values import Values
 
 DUE_STREAMS_PER_TICK = 1_000

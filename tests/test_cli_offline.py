@@ -13,8 +13,9 @@ from daemon import Daemon
 
 from storage.errors import NotResident
 from storage.limits import Limits
-from storage.state import Append, StreamConfig
+from storage.state import Append
 from storage.store import Store
+from storage.stream_config import StreamConfig
 
 SEGMENT_BYTES = 8_192
 

@@ -13,8 +13,9 @@ from durable_streamsd.committer import Committer
 from durable_streamsd.hub import Group, Hub
 from durable_streamsd.metrics.commits import CommitCounts
 from storage.errors import CommitError, Latched, OutOfSpace
-from storage.state import Batch, Stream, StreamConfig
+from storage.state import Batch, Stream
 from storage.store import Finished, Store
+from storage.stream_config import StreamConfig
 
 
 class Sealed:

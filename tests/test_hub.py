@@ -9,7 +9,8 @@ import pytest
 
 from durable_streamsd import hub as hub_module
 from durable_streamsd.hub import Group, Hub
-from storage.state import Stream, StreamConfig
+from storage.state import Stream
+from storage.stream_config import StreamConfig
 
 
 class Reader:

@@ -22,7 +22,8 @@ from durable_streamsd.core.context import Context
 from durable_streamsd.core.lines import NO_CACHE, PRIVATE_NO_CACHE
 from durable_streamsd.core.offsets import EARLIEST, Place
 from storage.reading import Chunk
-from storage.state import Stream, StreamConfig
+from storage.state import Stream
+from storage.stream_config import StreamConfig
 
 __all__ = ["cache_line", "entity_tag", "is_private"]
 

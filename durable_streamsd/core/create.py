@@ -25,7 +25,8 @@ from durable_streamsd.core.paths import STREAM_ROOT, quote_path
 from durable_streamsd.core.problems import Code, Problem
 from storage.errors import NotResident
 from storage.framing import is_heavy, try_frame
-from storage.state import Kind, Outcome, StreamConfig, stream_config
+from storage.state import Kind, Outcome
+from storage.stream_config import StreamConfig, stream_config
 
 __all__ = ["create"]
 

@@ -16,8 +16,9 @@ from storage.family import Asked
 from storage.limits import Limits
 from storage.reading import Chunk, ColdRead
 from storage.record import Producer, Retention
-from storage.state import Append, Kind, Outcome, Stream, StreamConfig
+from storage.state import Append, Kind, Outcome, Stream
 from storage.store import Store
+from storage.stream_config import StreamConfig
 
 START_MS = 1_700_000_000_000
 JSON = "application/json"

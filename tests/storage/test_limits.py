@@ -20,7 +20,8 @@ from storage.limits import Limits
 from storage.reading import ColdRead, Snapshot, select
 from storage.record import Producer
 from storage.residents import RUN_OVERHEAD_BYTES
-from storage.state import Kind, StreamConfig
+from storage.state import Kind
+from storage.stream_config import StreamConfig
 
 LARGE = Limits(zero_ahead_bytes=0, reserve_bytes=4_096)
 

@@ -7,16 +7,8 @@ from engine import JSON, START_MS, TEXT
 
 from storage.framing import Framed
 from storage.record import Producer
-from storage.state import (
-    GRAIN_MS_MAX,
-    GRAIN_MS_MIN,
-    Append,
-    Kind,
-    Outcome,
-    Stream,
-    StreamConfig,
-    decide,
-)
+from storage.state import GRAIN_MS_MAX, GRAIN_MS_MIN, Append, Kind, Outcome, Stream, decide
+from storage.stream_config import StreamConfig
 
 PRODUCERS_MAX = 3
 KNOWN = b"known"
