@@ -24,7 +24,7 @@ from aiohttp.http import HttpVersion10, HttpVersion11
 from aiohttp.http_exceptions import LineTooLong
 
 from durable_streamsd.core.message import Frame, Request, Response
-from durable_streamsd.core.problems import Code
+from durable_streamsd.core.problems import Code, Problem
 from durable_streamsd.core.router import barred_of, dispatch
 from durable_streamsd.edge.proxies import retold
 from durable_streamsd.exchange import Exchange
@@ -129,6 +129,13 @@ def _lane_fields(request: web.BaseRequest, services: Services) -> Iterator[tuple
     origin = request.headers.get("Origin", "").encode("utf-8", "surrogateescape")
     if origin in services.front.origins:
         yield "Access-Control-Allow-Origin", origin.decode("ascii")
+
+
+def _headless(response: Response, head: Head) -> Response:
+    """An answer as HEAD wants it, if that asks."""
+    if head.method == "HEAD":
+        return Response(response.status, response.headers)
+    return response
 
 
 class Protocol(web.RequestHandler):
@@ -270,8 +277,9 @@ class General(web.Server):
             message = self._message(head, body, request)
             exchange.tally.is_from(message.peer)
             if services.front.busy:
-                refusal = self._refusal(head, request)
-                if refusal is not None:
+                problem = self._rate_refusal(head, request)
+                if problem is not None:
+                    refusal = _headless(services.context.failed(problem), head)
                     return await self._send(refusal, request, False, exchange)
             # aiohttp takes a chunked body's trailers for headers of the request behind it.
             exchange.last = head.length == CHUNKED
@@ -297,19 +305,13 @@ class General(web.Server):
             retold(message, proxies.client(head.headers, host_of(request.transport)))
         return message
 
-    def _refusal(self, head: Head, request: web.BaseRequest) -> Response | None:
-        """The answer to a request that comes too soon after others."""
+    def _rate_refusal(self, head: Head, request: web.BaseRequest) -> Problem | None:
+        """Count a request, or why it comes too soon after others."""
         if request.transport is None:
             return None
         services = self._services
         address = host_of(request.transport)
-        problem = services.front.refusal(head.target, head.headers, address)
-        if problem is None:
-            return None
-        response = services.context.failed(problem)
-        if head.method == "HEAD":
-            return Response(response.status, response.headers)
-        return response
+        return services.front.refusal(head.target, head.headers, address, services.context.gate)
 
     def _head_of(self, request: web.BaseRequest) -> Head:
         settings = self._services.settings
@@ -336,14 +338,13 @@ class General(web.Server):
         large = head.length == CHUNKED or head.length > SMALL_BODY_BYTES
         context = self._services.context
         barred = barred_of(head.method, head.target, head.headers, context) if large else None
-        refusal = Refused(barred or Code.BODY_TOO_LARGE)
         too_large = barred is not None or head.length > settings.body_bytes_max
         protocol = request.protocol
         if isinstance(protocol, Protocol) and protocol.half_closed and not content.is_eof():
             raise Refused(Code.BAD_REQUEST)
         if head.expects_100 and not content.is_eof():
             if too_large:
-                raise refusal
+                raise self._refused(barred, head, request)
             if request.transport is not None:
                 request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if head.length > SMALL_BODY_BYTES and not too_large:
@@ -367,8 +368,13 @@ class General(web.Server):
             if len(body) > SMALL_BODY_BYTES and not too_large and not claim.size_bytes:
                 await claim.take(settings.body_bytes_max)
         if too_large:
-            raise refusal
+            raise self._refused(barred, head, request)
         return bytes(body)
+
+    def _refused(self, barred: Problem | None, head: Head, request: web.BaseRequest) -> Refused:
+        """What is told of a body that was not kept; it counts as much as one that is."""
+        too_soon = self._rate_refusal(head, request)
+        return Refused(too_soon or barred or Code.BODY_TOO_LARGE)
 
     async def _relay(self, exchange: TaskExchange, request: web.BaseRequest) -> web.StreamResponse:
         """Write what the exchange puts out, until it is over."""

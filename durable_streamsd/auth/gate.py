@@ -118,6 +118,16 @@ class Gate:
             self._known[header] = caller
         return caller
 
+    def account(self, headers: dict[bytes, bytes]) -> str:
+        """Whom limits count a request for; empty if its credentials name nobody, or are no good.
+
+        Nobody is told by a reader token: what leaks with a URL must not use up what its maker has.
+        """
+        try:
+            return self.caller(headers).account
+        except Problem:
+            return ""
+
     @staticmethod
     def _token_in(header: bytes) -> bytes | None:
         """The bearer token; None for credentials of another kind."""
