@@ -23,7 +23,10 @@ from aiohttp import web
 from aiohttp.http import HttpVersion10, HttpVersion11
 from aiohttp.http_exceptions import LineTooLong
 
+from durable_streamsd.core.control import turned_away
+from durable_streamsd.core.control_bodies import BODY_BYTES_MAX as CONTROL_BODY_BYTES_MAX
 from durable_streamsd.core.message import Frame, Request, Response
+from durable_streamsd.core.paths import STREAM_ROOT
 from durable_streamsd.core.problems import Code, Problem
 from durable_streamsd.core.router import barred_of, dispatch
 from durable_streamsd.edge.proxies import retold
@@ -34,6 +37,8 @@ from durable_streamsd.metrics.tally import Tally
 from durable_streamsd.services import SERVER, Services, address_of, cut_off, host_of
 
 __all__ = ["General"]
+
+_RESERVED = (STREAM_ROOT + b"__ds/").decode("ascii")
 
 log = logging.getLogger(__name__)
 
@@ -136,6 +141,11 @@ def _headless(response: Response, head: Head) -> Response:
     if head.method == "HEAD":
         return Response(response.status, response.headers)
     return response
+
+
+def _is_for_stream(head: Head) -> bool:
+    """Whether a request's body is data; there is no other that has to be large."""
+    return head.target.startswith(STREAM_ROOT) and not head.target.startswith(STREAM_ROOT + b"__ds")
 
 
 class Protocol(web.RequestHandler):
@@ -279,7 +289,7 @@ class General(web.Server):
             if services.front.busy:
                 problem = self._rate_refusal(head, request)
                 if problem is not None:
-                    refusal = _headless(services.context.failed(problem), head)
+                    refusal = _headless(self._failed(problem, request), head)
                     return await self._send(refusal, request, False, exchange)
             # aiohttp takes a chunked body's trailers for headers of the request behind it.
             exchange.last = head.length == CHUNKED
@@ -287,9 +297,7 @@ class General(web.Server):
             del message, body, head  # an event stream must not keep them
             return await self._relay(exchange, request)
         except Refused as refused:
-            return await self._send(
-                services.context.failed(refused.problem), request, True, exchange
-            )
+            return await self._send(self._failed(refused.problem, request), request, True, exchange)
         finally:
             # Cancelled because the connection is lost, or all said: either way nothing is left.
             exchange.cancel()
@@ -304,6 +312,12 @@ class General(web.Server):
         if request.transport is not None and proxies.trusts(host_of(request.transport)):
             retold(message, proxies.client(head.headers, host_of(request.transport)))
         return message
+
+    def _failed(self, problem: Problem, request: web.BaseRequest) -> Response:
+        """The answer to what is refused here, in the shape of its route."""
+        if request.raw_path.startswith(_RESERVED):
+            return turned_away(problem, self._services.context)
+        return self._services.context.failed(problem)
 
     def _rate_refusal(self, head: Head, request: web.BaseRequest) -> Problem | None:
         """Count a request, or why it comes too soon after others."""
@@ -338,7 +352,10 @@ class General(web.Server):
         large = head.length == CHUNKED or head.length > SMALL_BODY_BYTES
         context = self._services.context
         barred = barred_of(head.method, head.target, head.headers, context) if large else None
-        too_large = barred is not None or head.length > settings.body_bytes_max
+        most = settings.body_bytes_max
+        if not _is_for_stream(head):
+            most = min(most, CONTROL_BODY_BYTES_MAX)
+        too_large = barred is not None or head.length > most
         protocol = request.protocol
         if isinstance(protocol, Protocol) and protocol.half_closed and not content.is_eof():
             raise Refused(Code.BAD_REQUEST)
@@ -359,14 +376,14 @@ class General(web.Server):
                         received += len(piece)
                         if not too_large:
                             body += piece
-                            too_large = len(body) > settings.body_bytes_max
+                            too_large = len(body) > most
             except TimeoutError:
                 self._services.counts.refusals.hit("body_timeout_s")
                 raise Refused(Code.REQUEST_TIMEOUT) from None
             except web.RequestPayloadError:
                 raise Refused(Code.BAD_REQUEST) from None
             if len(body) > SMALL_BODY_BYTES and not too_large and not claim.size_bytes:
-                await claim.take(settings.body_bytes_max)
+                await claim.take(most)
         if too_large:
             raise self._refused(barred, head, request)
         return bytes(body)

@@ -16,6 +16,8 @@ from daemon import Daemon
 from key_server import key_server, signed
 from raw_http import RawClient, encode
 
+from durable_streamsd.core.control_bodies import BODY_BYTES_MAX
+
 BURST = 20
 PATH = "/v1/stream/box/1"
 TEXT = "Content-Type: text/plain"
@@ -81,7 +83,7 @@ def known(lab: Lab) -> str:
 
 def exhaust(ask: Callable[[int], int]) -> set[int]:
     """Ask until it is too much, which must not be too soon; returns the statuses before."""
-    before = []
+    before: list[int] = []
     while (status := ask(len(before))) != 429:
         before.append(status)
         assert len(before) < 3 * BURST, "nothing was too much"
@@ -130,7 +132,8 @@ def test_a_jwt_counts_for_its_subject(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("kind", ["wrong", "malformed", "forged", "expired", "none"])
-def test_who_makes_up_tokens_pays_with_their_address(lab: Lab, kind: str) -> None:
+@pytest.mark.parametrize("through", ["directly", "through a proxy"])
+def test_who_makes_up_tokens_pays_with_their_address(lab: Lab, kind: str, through: str) -> None:
     """Each with another token; also through a trusted proxy, which says who they are."""
     forger = Ed25519PrivateKey.generate()
 
@@ -146,17 +149,13 @@ def test_who_makes_up_tokens_pays_with_their_address(lab: Lab, kind: str) -> Non
                 return bearer(signed(KEY, "a", "admin:**", sub=f"{number}", exp=time.time() - 99))
         return "Accept: */*"
 
-    for lines, address in (
-        ([], next(_addresses)),
-        ([f"X-Forwarded-For: 203.0.113.{len(kind)}"], PROXY),
-    ):
-        good = known(lab)
-        with somebody(lab, address) as client:
-            before = exhaust(
-                lambda number: client.request("GET", PATH, line(number), *lines).status
-            )
-            assert before == {400 if kind == "malformed" else 401}
-            assert client.request("GET", PATH, good, *lines).status == 200
+    proxied = through != "directly"
+    lines = [f"X-Forwarded-For: 203.0.113.{len(kind)}"] if proxied else []
+    good = known(lab)
+    with somebody(lab, PROXY if proxied else None) as client:
+        before = exhaust(lambda number: client.request("GET", PATH, line(number), *lines).status)
+        assert before == {400 if kind == "malformed" else 401}
+        assert client.request("GET", PATH, good, *lines).status == 200
 
 
 def test_a_large_body_that_is_not_kept_counts_too(lab: Lab) -> None:
@@ -213,3 +212,30 @@ def test_caches_are_told_of_all_that_an_answer_depends_on(lab: Lab) -> None:
             assert set(answer.headers["vary"].split(", ")) == {"Origin", "Authorization"}
             assert answer.headers["cache-control"].startswith("private")
             assert answer.headers["access-control-allow-origin"] == "https://a.example"
+
+
+def test_large_bodies_that_are_no_data_get_no_memory(lab: Lab) -> None:
+    """Strangers' and others' alike; refused as each of these routes refuses, and counted."""
+    before = metric(lab, "limited_total", 'limit="body_bytes_max"')
+    for target, code in (
+        ("/v1/stream/__ds/tokens", "BODY_TOO_LARGE"),
+        ("/nowhere", "body-too-large"),
+    ):
+        with somebody(lab) as client:
+            head = f"POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: {BODY_BYTES_MAX + 1}"
+            client.send(f"{head}\r\nExpect: 100-continue\r\n\r\n".encode())
+            refused = client.answer()
+            assert refused.status == 413  # at once: no byte of the body was asked for
+            assert code in refused.body.decode()
+    assert metric(lab, "limited_total", 'limit="body_bytes_max"') - before == 2
+
+
+def test_what_comes_too_soon_is_told_in_the_shape_of_its_route(lab: Lab) -> None:
+    """Control routes have errors of their own form."""
+    with somebody(lab) as client:
+        exhaust(lambda _: client.request("GET", PATH).status)
+        client.send(encode("GET", "/v1/stream/__ds/jwks.json") * 3)
+        last = [client.answer() for _ in range(3)][-1]
+        assert last.status == 429
+        assert last.headers["retry-after"] == "1"
+        assert json.loads(last.body)["error"]["code"] == "TOO_MANY_REQUESTS"

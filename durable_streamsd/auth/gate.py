@@ -158,7 +158,7 @@ class Gate:
         source = self._reader_lent
         if said.token_id:
             lender = None if self.tokens is None else self.tokens.by_id.get(said.token_id)
-            if lender is None or not lender.may(Right.READ, path):
+            if lender is None or not (lender.holds(self.now_ms) and lender.may(Right.READ, path)):
                 raise bad_token(_NOT_KNOWN)
             source = lender.source
         scopes = Scopes(readable=path).with_all(self.anonymous.scopes)

@@ -116,7 +116,7 @@ class TlsConnection(Timed, asyncio.Protocol):
 
     @property
     def idle(self) -> bool:
-        return self._phase == HANDSHAKE
+        return not self.socket.is_closing()  # also when it was told that it speaks no TLS
 
     def evict(self) -> None:
         self.abort()

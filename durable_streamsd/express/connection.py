@@ -513,12 +513,15 @@ class Connection(Exchange, asyncio.Protocol):
 
     @property
     def idle(self) -> bool:
-        """Whether it is open and nothing is asked or answered."""
+        """Whether it is open and nothing is asked or answered, or it lingers behind its answer."""
+        if self._phase == LINGER:
+            transport = self._transport
+            return not (transport.is_closing() or transport.get_write_buffer_size())
         return self._phase == HEAD and not self._writing_paused
 
     def evict(self) -> None:
         """Make room for another connection."""
-        if self.stranger:
+        if self.stranger or self._phase == LINGER:
             self.abort()
         else:
             self._shut()
