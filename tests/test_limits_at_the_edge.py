@@ -222,6 +222,8 @@ def test_one_address_has_so_many_connections(guarded: Daemon) -> None:
         assert client.request("GET", "/healthz").status == 200
     for client in (*proxies, *clients):
         client.socket.close()
+    said = "limit=connections_per_address_max count="
+    wait_until(lambda: said in guarded.stderr_path.read_text(), 20, "nothing was logged")
 
     def room() -> bool:
         with (
