@@ -29,7 +29,7 @@ from durable_streamsd.core.message import Frame, Request, Response
 from durable_streamsd.core.paths import STREAM_ROOT
 from durable_streamsd.core.problems import Code, Problem
 from durable_streamsd.core.router import barred_of, dispatch
-from durable_streamsd.edge.proxies import retold
+from durable_streamsd.edge.proxies import Client, retold
 from durable_streamsd.exchange import Exchange
 from durable_streamsd.express.connection import PROGRESS_BYTES, SMALL_BODY_BYTES
 from durable_streamsd.express.head import CHUNKED, Head, Refused, judge_head
@@ -282,10 +282,14 @@ class General(web.Server):
                 request.protocol.known = True
             head = self._head_of(request)
             exchange.tally.is_for(head.method, head.target)
+            client = self._client_of(head, request)
+            if client is not None:
+                exchange.tally.is_from(client.address)
             body = await self._body_of(request, head, claim)
             exchange.tally.begun(len(body))
             message = self._message(head, body, request)
-            exchange.tally.is_from(message.peer)
+            if client is not None:
+                retold(message, client)
             if services.front.busy:
                 problem = self._rate_refusal(head, request)
                 if problem is not None:
@@ -307,11 +311,14 @@ class General(web.Server):
     def _message(self, head: Head, body: bytes, request: web.BaseRequest) -> Request:
         path, _, query = head.target.partition(b"?")
         peer = address_of(request.transport)
-        message = Request(head.method, path, query, head.headers, body, request.scheme, peer)
+        return Request(head.method, path, query, head.headers, body, request.scheme, peer)
+
+    def _client_of(self, head: Head, request: web.BaseRequest) -> Client | None:
+        """Who asked, if it is a trusted proxy that says so."""
         proxies = self._services.front.proxies
-        if request.transport is not None and proxies.trusts(host_of(request.transport)):
-            retold(message, proxies.client(head.headers, host_of(request.transport)))
-        return message
+        if request.transport is None or not proxies.trusts(host_of(request.transport)):
+            return None
+        return proxies.client(head.headers, host_of(request.transport))
 
     def _failed(self, problem: Problem, request: web.BaseRequest) -> Response:
         """The answer to what is refused here, in the shape of its route."""

@@ -15,10 +15,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from daemon import Daemon
 from key_server import key_server, signed
 from raw_http import RawClient, encode
+from simple_http import wait_until
 
 from durable_streamsd.core.control_bodies import BODY_BYTES_MAX
 
 BURST = 20
+PATIENCE_S = 20
 PATH = "/v1/stream/box/1"
 TEXT = "Content-Type: text/plain"
 PROXY = "127.0.0.2"
@@ -239,3 +241,20 @@ def test_what_comes_too_soon_is_told_in_the_shape_of_its_route(lab: Lab) -> None
         assert last.status == 429
         assert last.headers["retry-after"] == "1"
         assert json.loads(last.body)["error"]["code"] == "TOO_MANY_REQUESTS"
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["at its end", "at its head"])
+def test_who_was_refused_behind_a_proxy_is_logged(lab: Lab, early: bool) -> None:
+    """By the address that the proxy says, also when the body was not even read."""
+    address = f"198.51.100.{1 + early}"
+    told = f"X-Forwarded-For: {address}"
+    with somebody(lab, PROXY) as proxy:
+        if early:
+            length = f"Content-Length: {len(LARGE)}"
+            head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\n{TEXT}\r\n{told}\r\n{length}\r\n"
+            proxy.send(f"{head}Expect: 100-continue\r\n\r\n".encode())
+            assert proxy.answer().status == 401
+        else:
+            assert proxy.request("GET", PATH, told).status == 401
+    log = lab.daemon.stderr_path
+    wait_until(lambda: f"peer={address}" in log.read_text(), PATIENCE_S, "nobody was logged")
