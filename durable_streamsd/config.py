@@ -111,9 +111,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     connections_per_address_max: Limit = 0
     """Of one IPv4 address, or of one IPv6 network of 64 bits; not of trusted proxies."""
     requests_per_second_max: Limit = 0
-    """Of one address, in the long run; beyond it 429."""
+    """Of one caller (or address, of those who are not known), in the long run; beyond it 429."""
     requests_burst_max: Count = 100
-    """At once, of an address that asked for nothing for a while."""
+    """At once, of one that asked for nothing for a while."""
     waiters_per_stream_max: Limit = 0
     """Long-polls and event streams on one stream; beyond it 503."""
     memory_bytes_max: Annotated[int, Meta(ge=0, le=1 << 50)] = 0

@@ -23,10 +23,13 @@ from aiohttp import web
 from aiohttp.http import HttpVersion10, HttpVersion11
 from aiohttp.http_exceptions import LineTooLong
 
+from durable_streamsd.core.control import turned_away
+from durable_streamsd.core.control_bodies import BODY_BYTES_MAX as CONTROL_BODY_BYTES_MAX
 from durable_streamsd.core.message import Frame, Request, Response
-from durable_streamsd.core.problems import Code
+from durable_streamsd.core.paths import STREAM_ROOT
+from durable_streamsd.core.problems import Code, Problem
 from durable_streamsd.core.router import barred_of, dispatch
-from durable_streamsd.edge.proxies import retold
+from durable_streamsd.edge.proxies import Client, retold
 from durable_streamsd.exchange import Exchange
 from durable_streamsd.express.connection import PROGRESS_BYTES, SMALL_BODY_BYTES
 from durable_streamsd.express.head import CHUNKED, Head, Refused, judge_head
@@ -34,6 +37,8 @@ from durable_streamsd.metrics.tally import Tally
 from durable_streamsd.services import SERVER, Services, address_of, cut_off, host_of
 
 __all__ = ["General"]
+
+_RESERVED = (STREAM_ROOT + b"__ds/").decode("ascii")
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +134,18 @@ def _lane_fields(request: web.BaseRequest, services: Services) -> Iterator[tuple
     origin = request.headers.get("Origin", "").encode("utf-8", "surrogateescape")
     if origin in services.front.origins:
         yield "Access-Control-Allow-Origin", origin.decode("ascii")
+
+
+def _headless(response: Response, head: Head) -> Response:
+    """An answer as HEAD wants it, if that asks."""
+    if head.method == "HEAD":
+        return Response(response.status, response.headers)
+    return response
+
+
+def _is_for_stream(head: Head) -> bool:
+    """Whether a request's body is data; there is no other that has to be large."""
+    return head.target.startswith(STREAM_ROOT) and not head.target.startswith(STREAM_ROOT + b"__ds")
 
 
 class Protocol(web.RequestHandler):
@@ -265,13 +282,18 @@ class General(web.Server):
                 request.protocol.known = True
             head = self._head_of(request)
             exchange.tally.is_for(head.method, head.target)
+            client = self._client_of(head, request)
+            if client is not None:
+                exchange.tally.is_from(client.address)
             body = await self._body_of(request, head, claim)
             exchange.tally.begun(len(body))
             message = self._message(head, body, request)
-            exchange.tally.is_from(message.peer)
+            if client is not None:
+                retold(message, client)
             if services.front.busy:
-                refusal = self._refusal(head, request)
-                if refusal is not None:
+                problem = self._rate_refusal(head, request)
+                if problem is not None:
+                    refusal = _headless(self._failed(problem, request), head)
                     return await self._send(refusal, request, False, exchange)
             # aiohttp takes a chunked body's trailers for headers of the request behind it.
             exchange.last = head.length == CHUNKED
@@ -279,9 +301,7 @@ class General(web.Server):
             del message, body, head  # an event stream must not keep them
             return await self._relay(exchange, request)
         except Refused as refused:
-            return await self._send(
-                services.context.failed(refused.problem), request, True, exchange
-            )
+            return await self._send(self._failed(refused.problem, request), request, True, exchange)
         finally:
             # Cancelled because the connection is lost, or all said: either way nothing is left.
             exchange.cancel()
@@ -291,25 +311,28 @@ class General(web.Server):
     def _message(self, head: Head, body: bytes, request: web.BaseRequest) -> Request:
         path, _, query = head.target.partition(b"?")
         peer = address_of(request.transport)
-        message = Request(head.method, path, query, head.headers, body, request.scheme, peer)
-        proxies = self._services.front.proxies
-        if request.transport is not None and proxies.trusts(host_of(request.transport)):
-            retold(message, proxies.client(head.headers, host_of(request.transport)))
-        return message
+        return Request(head.method, path, query, head.headers, body, request.scheme, peer)
 
-    def _refusal(self, head: Head, request: web.BaseRequest) -> Response | None:
-        """The answer to a request that comes too soon after others."""
+    def _client_of(self, head: Head, request: web.BaseRequest) -> Client | None:
+        """Who asked, if it is a trusted proxy that says so."""
+        proxies = self._services.front.proxies
+        if request.transport is None or not proxies.trusts(host_of(request.transport)):
+            return None
+        return proxies.client(head.headers, host_of(request.transport))
+
+    def _failed(self, problem: Problem, request: web.BaseRequest) -> Response:
+        """The answer to what is refused here, in the shape of its route."""
+        if request.raw_path.startswith(_RESERVED):
+            return turned_away(problem, self._services.context)
+        return self._services.context.failed(problem)
+
+    def _rate_refusal(self, head: Head, request: web.BaseRequest) -> Problem | None:
+        """Count a request, or why it comes too soon after others."""
         if request.transport is None:
             return None
         services = self._services
         address = host_of(request.transport)
-        problem = services.front.refusal(head.target, head.headers, address)
-        if problem is None:
-            return None
-        response = services.context.failed(problem)
-        if head.method == "HEAD":
-            return Response(response.status, response.headers)
-        return response
+        return services.front.refusal(head.target, head.headers, address, services.context.gate)
 
     def _head_of(self, request: web.BaseRequest) -> Head:
         settings = self._services.settings
@@ -336,14 +359,16 @@ class General(web.Server):
         large = head.length == CHUNKED or head.length > SMALL_BODY_BYTES
         context = self._services.context
         barred = barred_of(head.method, head.target, head.headers, context) if large else None
-        refusal = Refused(barred or Code.BODY_TOO_LARGE)
-        too_large = barred is not None or head.length > settings.body_bytes_max
+        most = settings.body_bytes_max
+        if not _is_for_stream(head):
+            most = min(most, CONTROL_BODY_BYTES_MAX)
+        too_large = barred is not None or head.length > most
         protocol = request.protocol
         if isinstance(protocol, Protocol) and protocol.half_closed and not content.is_eof():
             raise Refused(Code.BAD_REQUEST)
         if head.expects_100 and not content.is_eof():
             if too_large:
-                raise refusal
+                raise self._refused(barred, head, request)
             if request.transport is not None:
                 request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if head.length > SMALL_BODY_BYTES and not too_large:
@@ -358,17 +383,22 @@ class General(web.Server):
                         received += len(piece)
                         if not too_large:
                             body += piece
-                            too_large = len(body) > settings.body_bytes_max
+                            too_large = len(body) > most
             except TimeoutError:
                 self._services.counts.refusals.hit("body_timeout_s")
                 raise Refused(Code.REQUEST_TIMEOUT) from None
             except web.RequestPayloadError:
                 raise Refused(Code.BAD_REQUEST) from None
             if len(body) > SMALL_BODY_BYTES and not too_large and not claim.size_bytes:
-                await claim.take(settings.body_bytes_max)
+                await claim.take(most)
         if too_large:
-            raise refusal
+            raise self._refused(barred, head, request)
         return bytes(body)
+
+    def _refused(self, barred: Problem | None, head: Head, request: web.BaseRequest) -> Refused:
+        """What is told of a body that was not kept; it counts as much as one that is."""
+        too_soon = self._rate_refusal(head, request)
+        return Refused(too_soon or barred or Code.BODY_TOO_LARGE)
 
     async def _relay(self, exchange: TaskExchange, request: web.BaseRequest) -> web.StreamResponse:
         """Write what the exchange puts out, until it is over."""

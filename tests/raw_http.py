@@ -92,8 +92,11 @@ class RawClient:
         headers: dict[str, str] = {}
         for line in lines:
             name, _, value = line.partition(": ")
-            assert name.lower() not in headers, f"{name} is there twice"
-            headers[name.lower()] = value
+            name = name.lower()
+            if name == "vary" and name in headers:  # a list: lines add up (RFC 9110, 5.3)
+                value = f"{headers.pop(name)}, {value}"
+            assert name not in headers, f"{name} is there twice"
+            headers[name] = value
         code = int(status)
         if head_only or code in (204, 304) or code < 200:
             assert "content-length" not in headers or head_only

@@ -27,7 +27,9 @@ def gate_with(*tokens: str, scope: str = "read:a/**") -> Gate:
     return gate
 
 
-def put(gate: Gate, *tokens: str, scope: str = "read:a/**") -> bool:
+def put(
+    gate: Gate, *tokens: str, scope: str = "read:a/**", expires_at: datetime | None = None
+) -> bool:
     entries = [
         Entry(
             id=f"{number:08x}",
@@ -35,6 +37,7 @@ def put(gate: Gate, *tokens: str, scope: str = "read:a/**") -> bool:
             sha256=digest_of(token.encode()).hex(),
             scopes=[scope],
             created_at=datetime(2026, 1, 1, tzinfo=UTC),
+            expires_at=expires_at,
         )
         for number, token in enumerate(tokens, 1)
     ]
@@ -108,7 +111,7 @@ def test_changes_end_those_whom_they_concern() -> None:
 
 
 def test_a_reader_is_its_lender_s_guest() -> None:
-    """Once the lender is gone, or may not read there any more, neither may the reader."""
+    """Once the lender is gone, has expired or may not read there, neither may the reader."""
     gate = gate_with(TOKEN)
     lender = gate.caller({b"authorization": f"Bearer {TOKEN}".encode()})
     expires_s = NOW_MS // 1_000 + 60
@@ -123,3 +126,6 @@ def test_a_reader_is_its_lender_s_guest() -> None:
         gate.caller({}, b"a/b", lent)
     put(gate, TOKEN)
     assert gate.caller({}, b"a/b", lent).may(Right.READ, b"a/b")
+    put(gate, TOKEN, expires_at=datetime.fromtimestamp(NOW_MS / 1_000, UTC))
+    with pytest.raises(Problem):
+        gate.caller({}, b"a/b", lent)

@@ -222,6 +222,8 @@ def test_one_address_has_so_many_connections(guarded: Daemon) -> None:
         assert client.request("GET", "/healthz").status == 200
     for client in (*proxies, *clients):
         client.socket.close()
+    said = "limit=connections_per_address_max count="
+    wait_until(lambda: said in guarded.stderr_path.read_text(), 20, "nothing was logged")
 
     def room() -> bool:
         with (
@@ -343,6 +345,7 @@ def crowded(
         connections_per_address_max=LORIS_LIMIT // 3,
         head_timeout_s=600,
         tls_handshake_timeout_s=600,
+        linger_timeout_s=600,
     ) as daemon:
         yield daemon
         assert "trace=" not in daemon.stderr_tail()
@@ -363,6 +366,20 @@ def test_a_thousand_slow_lorises_keep_nobody_out(crowded: Daemon, many: bool) ->
                     assert client.request("GET", path).body.endswith(body)
                 with slow_loris_burst(crowded, _addresses if many else iter(addresses)):
                     assert before.request("HEAD", path).status == 200
+
+
+def test_those_who_were_refused_and_stay_keep_nobody_out(crowded: Daemon) -> None:
+    """They have their answer, be it that this port speaks TLS, and do not go."""
+    url = urlsplit(crowded.url)
+    with contextlib.ExitStack() as stack:
+        for address in itertools.islice(_addresses, LORIS_LIMIT + 50):
+            other = socket.create_connection((url.hostname, url.port), 20, (address, 0))
+            stack.enter_context(other)
+            other.sendall(b"NONSENSE / HTTP/9\r\n\r\n")
+            assert other.recv(12).startswith(b"HTTP/1.")
+        for _ in range(20):
+            with somebody(crowded) as client:
+                assert client.request("GET", "/healthz").status == 200
 
 
 @contextlib.contextmanager

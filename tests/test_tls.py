@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import ctypes.util
 import os
+import select
 import signal
 import socket
 import ssl
@@ -30,6 +33,8 @@ BYTES = "Content-Type: application/octet-stream"
 PATH = "/v1/stream/test"
 LARGE_BYTES = 8 << 20
 HANDSHAKE_TIMEOUT_S = "0.5"
+KEY_CHANGES_MAX = 1_000_000
+"""Their answers have ten times what the system keeps for a connection."""
 
 
 class Served(NamedTuple):
@@ -203,6 +208,33 @@ def test_what_is_no_tls_is_ended(served: Served, sent: bytes) -> None:
                 pass
     with connect(served) as client:
         assert client.request("GET", "/healthz").status == 200
+
+
+def test_changes_of_keys_whose_answers_nobody_takes_are_not_read(served: Served) -> None:
+    """Each is answered by TLS itself; for one who reads nothing the answers must not pile up."""
+    library = ctypes.util.find_library("ssl")
+    assert library is not None, "this test needs OpenSSL's library"
+    openssl = ctypes.CDLL(library)
+    for name in ("TLS_client_method", "SSL_CTX_new", "SSL_new"):
+        getattr(openssl, name).restype = ctypes.c_void_p
+    context = ctypes.c_void_p(openssl.SSL_CTX_new(ctypes.c_void_p(openssl.TLS_client_method())))
+    session = ctypes.c_void_p(openssl.SSL_new(context))
+    with bare(served) as connection:
+        connection.settimeout(None)  # OpenSSL has the file
+        openssl.SSL_set_fd(session, connection.fileno())
+        assert openssl.SSL_connect(session) == 1
+        connection.setblocking(False)
+        for _ in range(KEY_CHANGES_MAX):
+            openssl.SSL_key_update(session, 1)  # and asks for one of the server's
+            sent = openssl.SSL_do_handshake(session) == 1
+            if not sent and not select.select([], [connection], [], 1)[1]:
+                break  # the server takes no more
+        else:
+            raise AssertionError("all of them were taken")
+        with connect(served) as other:
+            assert other.request("GET", "/healthz").status == 200
+    openssl.SSL_free(session)
+    openssl.SSL_CTX_free(context)
 
 
 @pytest.mark.parametrize("sent", [b"", b"\x16", b"\x16\x03\x01\x02\x00\x01\x00"])

@@ -24,7 +24,7 @@ class Source:
 class Caller:
     """See the module. `expires_ms` is since 1970; None: at no time."""
 
-    __slots__ = ("expires_ms", "scopes", "source", "token_id")
+    __slots__ = ("account", "expires_ms", "scopes", "source", "token_id")
 
     def __init__(
         self,
@@ -32,12 +32,15 @@ class Caller:
         source: Source,
         expires_ms: int | None = None,
         token_id: bytes = b"",
+        account: str = "",
     ) -> None:
         self.scopes = scopes
         self.source = source
         self.expires_ms = expires_ms
         self.token_id = token_id
         """Of the token in the file that this rests on, if it is one."""
+        self.account = account
+        """Whom limits count requests for; empty: nobody who has a name."""
 
     def holds(self, now_ms: Callable[[], int]) -> bool:
         """Whether the caller is still to be taken for what they were."""

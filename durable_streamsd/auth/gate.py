@@ -118,6 +118,16 @@ class Gate:
             self._known[header] = caller
         return caller
 
+    def account(self, headers: dict[bytes, bytes]) -> str:
+        """Whom limits count a request for; empty if its credentials name nobody, or are no good.
+
+        Nobody is told by a reader token: what leaks with a URL must not use up what its maker has.
+        """
+        try:
+            return self.caller(headers).account
+        except Problem:
+            return ""
+
     @staticmethod
     def _token_in(header: bytes) -> bytes | None:
         """The bearer token; None for credentials of another kind."""
@@ -148,7 +158,7 @@ class Gate:
         source = self._reader_lent
         if said.token_id:
             lender = None if self.tokens is None else self.tokens.by_id.get(said.token_id)
-            if lender is None or not lender.may(Right.READ, path):
+            if lender is None or not (lender.holds(self.now_ms) and lender.may(Right.READ, path)):
                 raise bad_token(_NOT_KNOWN)
             source = lender.source
         scopes = Scopes(readable=path).with_all(self.anonymous.scopes)

@@ -10,6 +10,7 @@ The scopes stand in one claim, as text with spaces between (RFC 8693, 4.2) or as
 those of other services: what is none of ours grants nothing.
 """
 
+import hashlib
 from typing import Any, Final, NamedTuple
 
 import jwt
@@ -81,7 +82,7 @@ def check_jwt(token: str, keys: KeyRing, rules: JwtRules, common: Scopes) -> Cal
     except _WRONG:
         raise TokenRefused("The token is not valid.") from None
     scopes = Scopes(_scopes(claims.get(rules.scopes_claim))).with_all(common)
-    return Caller(scopes, key.source, expires_ms)
+    return Caller(scopes, key.source, expires_ms, account=_account(claims))
 
 
 # Whoever sends a token decides what is decoded here: deep JSON, numbers without end, other types.
@@ -94,6 +95,14 @@ _WRONG: Final = (
     OverflowError,
     RecursionError,
 )
+
+
+def _account(claims: dict[str, Any]) -> str:
+    """The subject, whatever token it shows; of the same size, however long its name is."""
+    subject = claims.get("sub")
+    if not isinstance(subject, str) or not subject:
+        return ""
+    return "jwt " + hashlib.sha256(repr((claims.get("iss"), subject)).encode()).hexdigest()
 
 
 def _scopes(claim: Any) -> list[Scope]:

@@ -138,7 +138,7 @@ def build_table(document: Document, common: Scopes, old: TokenTable | None) -> T
             caller = old.by_id[token_id]
         else:
             scopes = Scopes(map(parse_scope, entry.scopes)).with_all(common)
-            caller = Caller(scopes, Source(), entry.expires_ms, token_id)
+            caller = Caller(scopes, Source(), entry.expires_ms, token_id, f"token {entry.id}")
         table.by_digest[bytes.fromhex(entry.sha256)] = caller
         table.by_id[token_id] = caller
         table.entries[token_id] = entry

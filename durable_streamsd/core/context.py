@@ -59,7 +59,8 @@ class Context:
         self.memory_short = False
         """Set by the daemon: large reads and new live readers are refused."""
         self.on_problem: Callable[[Code], None] = lambda code: None
-        """Put in by the daemon: is told the code of every error answer outside `__ds`."""
+        """Put in by the daemon: is told the code of every error answer outside `__ds`, and of those
+        in there that a lane gives."""
         self.exposition: Exposition | None = None
         """Put in by the daemon; without it there is no `/metrics`."""
         self.subscriptions: Desk | None = None

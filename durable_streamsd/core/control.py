@@ -36,7 +36,7 @@ from durable_streamsd.subscriptions.desk import Desk
 from durable_streamsd.subscriptions.refusal import Refusal, invalid
 from storage.errors import StorageError
 
-__all__ = ["control"]
+__all__ = ["control", "turned_away"]
 
 ID_BYTES_MAX: Final = 256
 
@@ -66,6 +66,12 @@ async def control(request: Request, context: Context) -> Response:
         return _translated(problem, context)
     except StorageError as error:
         return _translated(problem_of(error), context)
+
+
+def turned_away(problem: Problem, context: Context) -> Response:
+    """The answer to a request for a reserved path that a lane refused before it got here."""
+    context.on_problem(problem.code)
+    return _translated(problem, context)
 
 
 async def _route(request: Request, context: Context) -> Response:

@@ -18,6 +18,7 @@ from durable_streamsd.subscriptions.refusal import Refusal, invalid
 from durable_streamsd.subscriptions.targets import Reach, TargetError, check_url
 
 __all__ = [
+    "BODY_BYTES_MAX",
     "Report",
     "Wanted",
     "decode_body",

@@ -71,12 +71,12 @@ class Certificates:
     def _check_certificate(self, content: bytes) -> None:
         try:
             first, *_ = x509.load_pem_x509_certificates(content)
-        except ValueError:
+            begins, ends = first.not_valid_before_utc, first.not_valid_after_utc
+        except Exception:  # as with keys below
             raise CertificateError(
                 f"tls_certificate: {self._certificate} is not a PEM file of certificates"
             ) from None
         now = datetime.now(UTC)
-        begins, ends = first.not_valid_before_utc, first.not_valid_after_utc
         level = logging.INFO if begins <= now < ends else logging.WARNING
         log.log(
             level,

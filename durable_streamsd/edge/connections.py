@@ -36,7 +36,7 @@ class Guest(Protocol):
 
     @property
     def idle(self) -> bool:
-        """Whether it is open and nothing is asked or answered."""
+        """Whether it is open and nothing is asked or answered (any more)."""
 
     def evict(self) -> None:
         """Make room: go at once, if a stranger; else in order."""

@@ -10,7 +10,7 @@ all answers, and is written by the core.
 """
 
 from math import ceil
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from durable_streamsd.config import Settings
 from durable_streamsd.core.health import HEALTH_PATHS
@@ -18,6 +18,9 @@ from durable_streamsd.core.problems import Code, Problem
 from durable_streamsd.edge.addresses import block_of
 from durable_streamsd.edge.proxies import Proxies
 from durable_streamsd.edge.rates import Rates
+
+if TYPE_CHECKING:
+    from durable_streamsd.auth.gate import Gate
 
 __all__ = ["Front"]
 
@@ -40,16 +43,22 @@ class Front:
         self.busy = bool(self._rates or self.origins or settings.trusted_proxies)
         """Whether there is anything to ask."""
 
-    def refusal(self, target: bytes, headers: dict[bytes, bytes], address: str) -> Problem | None:
+    def refusal(
+        self, target: bytes, headers: dict[bytes, bytes], address: str, gate: "Gate | None"
+    ) -> Problem | None:
         """Count a request, which came over a connection from `address`. Or why not."""
         if self._rates is None or target in HEALTH_PATHS:
             return None
-        wait_s = self._rates.wait_s(self._payer(headers, address))
+        wait_s = self._rates.wait_s(self._payer(headers, address, gate))
         if not wait_s:
             return None
         retry_s = min(RETRY_S_MAX, ceil(wait_s))
         return Problem(Code.TOO_MANY_REQUESTS, b"Retry-After: %d\r\n" % retry_s)
 
-    def _payer(self, headers: dict[bytes, bytes], address: str) -> str:
-        """Whose bucket a request is taken from: for as long as nobody has a name, an address's."""
-        return block_of(self.proxies.client(headers, address).address)
+    def _payer(self, headers: dict[bytes, bytes], address: str, gate: "Gate | None") -> str:
+        """Whose bucket a request is taken from: the caller's, if they are known; else an address's.
+
+        So whoever makes up tokens uses up no bucket but that of their own address.
+        """
+        account = "" if gate is None else gate.account(headers)
+        return account or block_of(self.proxies.client(headers, address).address)

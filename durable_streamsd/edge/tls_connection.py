@@ -13,7 +13,8 @@ The asyncio of uvloop has TLS too. It was not used, because it
 
 Invariants:
 - nothing is buffered here beyond one receive: what is encrypted goes to the socket at once, whose
-  buffer and marks are the lane's own; while the lane pauses, the socket is not read either
+  buffer and marks are the lane's own; while the lane pauses, the socket is not read either, nor
+  while a client that has TLS itself answer it takes none of that
 - in ENDED nothing is decrypted: received bytes are only counted by the lane, which lingers
 - the handshake's deadline is this object's; everything later is the lane's
 
@@ -78,6 +79,7 @@ class TlsConnection(Timed, asyncio.Protocol):
 
     __slots__ = (
         "_begun",
+        "_choked",
         "_cut",
         "_decrypting",
         "_eof",
@@ -88,6 +90,7 @@ class TlsConnection(Timed, asyncio.Protocol):
         "_reading_paused",
         "_ssl",
         "_told_eof",
+        "_writing_paused",
         "protocol",
         "socket",
     )
@@ -101,6 +104,8 @@ class TlsConnection(Timed, asyncio.Protocol):
         self._phase = HANDSHAKE
         self._begun = False
         self._reading_paused = False
+        self._writing_paused = False
+        self._choked = False  # not read until the client takes what it asked for
         self._decrypting = False
         self._cut = False  # the socket brings no more
         self._eof = False  # the client sends no more, and all before was taken
@@ -116,7 +121,7 @@ class TlsConnection(Timed, asyncio.Protocol):
 
     @property
     def idle(self) -> bool:
-        return self._phase == HANDSHAKE
+        return not self.socket.is_closing()  # also when it was told that it speaks no TLS
 
     def evict(self) -> None:
         self.abort()
@@ -133,7 +138,9 @@ class TlsConnection(Timed, asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         services = self._factory.services
         self.socket = cast(asyncio.Transport, transport)
-        if services.connections.enter(self, host_of(transport)) is not None:
+        refusal = services.connections.enter(self, host_of(transport))
+        if refusal is not None:
+            services.context.on_problem(refusal)
             self.abort()  # an answer would cost what a handshake does
             return
         self._incoming = ssl.MemoryBIO()
@@ -169,10 +176,16 @@ class TlsConnection(Timed, asyncio.Protocol):
         return True
 
     def pause_writing(self) -> None:
+        self._writing_paused = True
         if self.protocol is not None:
             self.protocol.pause_writing()
 
     def resume_writing(self) -> None:
+        self._writing_paused = False
+        if self._choked:
+            self._choked = False
+            if not self._reading_paused:
+                self.resume_reading()
         if self.protocol is not None:
             self.protocol.resume_writing()
 
@@ -187,6 +200,8 @@ class TlsConnection(Timed, asyncio.Protocol):
             services.connections.leave(self)
 
     def on_deadline(self) -> None:
+        if self._phase == HANDSHAKE:
+            self._factory.services.counts.refusals.hit("tls_handshake_timeout_s")
         self.abort()
 
     # ---- the handshake
@@ -236,7 +251,7 @@ class TlsConnection(Timed, asyncio.Protocol):
             return  # it came from within what is called below, which goes on
         self._decrypting = True
         try:
-            while not self._reading_paused and self._phase == OPEN:
+            while not (self._reading_paused or self._choked) and self._phase == OPEN:
                 data = self._take()
                 if data and self.protocol is not None:
                     self.protocol.data_received(data)
@@ -274,6 +289,10 @@ class TlsConnection(Timed, asyncio.Protocol):
             return b""
         if self._outgoing.pending:
             self._flush()  # TLS 1.3 answers a change of keys
+            if self._writing_paused:
+                # Whoever asks for answers and takes none would have them pile up here.
+                self._choked = True
+                self.socket.pause_reading()
         return b"".join(pieces)
 
     def _broken(self, error: ssl.SSLError) -> None:
@@ -289,6 +308,8 @@ class TlsConnection(Timed, asyncio.Protocol):
 
     def resume_reading(self) -> None:
         self._reading_paused = False
+        if self._choked:
+            return
         self.socket.resume_reading()
         # Not from within the lane's own call; there may be more here than the socket will bring.
         asyncio.get_running_loop().call_soon(self.decrypt)

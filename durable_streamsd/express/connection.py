@@ -267,7 +267,7 @@ class Connection(Exchange, asyncio.Protocol):
         self._body = body = body_of(head.length, 0 if barred else settings.body_bytes_max)
         self._phase = BODY
         if body.too_large and head.expects_100:
-            raise self._lane.refusal(head)  # nobody is sending it yet
+            raise self._refusal(head)  # nobody is sending it yet
         if head.length > SMALL_BODY_BYTES and not body.too_large:
             self._claim(body)
         if not self._claiming:
@@ -288,12 +288,12 @@ class Connection(Exchange, asyncio.Protocol):
         self._start = body.feed(self._buffer, self._start)
         if body.done:
             if body.too_large:
-                raise self._lane.refusal(head)
+                raise self._refusal(head)
             self._head = self._body = None
             self._dispatch(head, bytes(body.data))
         elif body.too_large:
             if body.received > self.services.settings.discard_bytes_max:
-                raise self._lane.refusal(head)
+                raise self._refusal(head)
         elif len(body.data) > SMALL_BODY_BYTES and not self._share:
             self._claim(body)
         if body.received >= self._progress_due and self._phase == BODY:
@@ -345,6 +345,10 @@ class Connection(Exchange, asyncio.Protocol):
                     self.services.committer.kick()
                 return
         self.run(dispatch(self._request(head, body), self.services.context))
+
+    def _refusal(self, head: Head) -> Refused:
+        """What is told of a body that was not kept."""
+        return Refused(self._lane.barred(head) or Code.BODY_TOO_LARGE)
 
     def _request(self, head: Head, body: bytes) -> Request:
         path, _, query = head.target.partition(b"?")
@@ -509,12 +513,15 @@ class Connection(Exchange, asyncio.Protocol):
 
     @property
     def idle(self) -> bool:
-        """Whether it is open and nothing is asked or answered."""
+        """Whether it is open and nothing is asked or answered, or it lingers behind its answer."""
+        if self._phase == LINGER:
+            transport = self._transport
+            return not (transport.is_closing() or transport.get_write_buffer_size())
         return self._phase == HEAD and not self._writing_paused
 
     def evict(self) -> None:
         """Make room for another connection."""
-        if self.stranger:
+        if self.stranger or self._phase == LINGER:
             self.abort()
         else:
             self._shut()

@@ -8,9 +8,10 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from durable_streamsd.core.message import Request, Response
+from durable_streamsd.core.problems import Problem
 from durable_streamsd.edge.proxies import retold
 from durable_streamsd.express.connection import BUSY, Connection
-from durable_streamsd.express.head import Head
+from durable_streamsd.express.head import Head, Refused
 from durable_streamsd.services import host_of
 
 if TYPE_CHECKING:
@@ -40,15 +41,26 @@ class GuardedConnection(Connection):
 
     def _dispatch(self, head: Head, body: bytes) -> None:
         self._choose_clock(head)
-        problem = self.services.front.refusal(head.target, head.headers, self._address)
+        problem = self._rate_refusal(head)
         if problem is None:
             super()._dispatch(head, body)
             return
         self._phase = BUSY
+        self._operation = head.operation
         response = self.services.context.failed(problem)
         if head.method == "HEAD":
             response = Response(response.status, response.headers)
         self.respond(response)
+
+    def _refusal(self, head: Head) -> Refused:
+        problem = self._rate_refusal(head)  # it counts as much as one whose body is kept
+        return super()._refusal(head) if problem is None else Refused(problem)
+
+    def _rate_refusal(self, head: Head) -> Problem | None:
+        """Count a request, or why it comes too soon after others."""
+        services = self.services
+        gate = services.context.gate
+        return services.front.refusal(head.target, head.headers, self._address, gate)
 
     def _request(self, head: Head, body: bytes) -> Request:
         request = super()._request(head, body)

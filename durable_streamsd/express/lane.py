@@ -7,12 +7,12 @@ from typing import cast
 
 from durable_streamsd.core.health import HEALTH_PATHS
 from durable_streamsd.core.paths import STREAM_ROOT
-from durable_streamsd.core.problems import Code, Problem
+from durable_streamsd.core.problems import Problem
 from durable_streamsd.core.router import barred_of, direct_of
 from durable_streamsd.edge.connections import Guest
 from durable_streamsd.express.connection import Connection
 from durable_streamsd.express.guarded import GuardedConnection
-from durable_streamsd.express.head import Head, Refused, parse_head
+from durable_streamsd.express.head import Head, parse_head
 from durable_streamsd.express.logged import LoggedConnection
 from durable_streamsd.metrics.operations import Operation
 from durable_streamsd.services import Services
@@ -101,10 +101,6 @@ class Lane:
     def barred(self, head: Head) -> Problem | None:
         """Why a request is refused whatever its body is, if its sender may not send it."""
         return barred_of(head.method, head.target, head.headers, self.services.context)
-
-    def refusal(self, head: Head) -> Refused:
-        """What is told of a body that was not kept."""
-        return Refused(self.barred(head) or Code.BODY_TOO_LARGE)
 
     def hand_over(
         self, connection: Connection, transport: asyncio.Transport, data: bytes, eof: bool

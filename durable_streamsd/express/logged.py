@@ -35,11 +35,14 @@ class LoggedConnection(GuardedConnection):
 
     def _dispatch(self, head: Head, body: bytes) -> None:
         self._forget()
+        self._is_for(head)
+        super()._dispatch(head, body)
+
+    def _is_for(self, head: Head) -> None:
         self._method, self._target = head.method, head.target
         if self._proxied:
             proxies = self.services.front.proxies
             self._client = proxies.client(head.headers, self._address).address
-        super()._dispatch(head, body)
 
     def respond(self, response: Response, last: bool = False) -> None:
         self._status = response.status
@@ -63,7 +66,7 @@ class LoggedConnection(GuardedConnection):
         head = self._head
         self._forget()
         if head is not None:
-            self._method, self._target = head.method, head.target
+            self._is_for(head)
         self._status = problem.code.status
         self._log()
         super()._refuse(problem)

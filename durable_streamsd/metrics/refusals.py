@@ -32,6 +32,7 @@ LIMITS: Final = (
     "head_timeout_s",
     "body_timeout_s",
     "write_timeout_s",
+    "tls_handshake_timeout_s",
 )
 
 log = logging.getLogger(__name__)
