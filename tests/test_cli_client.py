@@ -326,6 +326,7 @@ def test_ls(run: Run, path: str) -> None:
         "closed": True,
         "size_bytes": 0,
         "forked_from": f"{path}/a",
+        "earliest_offset": None,
     }
     assert "INVALID" not in sentence(run("ls", "a" * 500))
 

@@ -122,6 +122,8 @@ def test_on_the_command_line(tmp_path: Path) -> None:
         first = format_offset(2, 3).decode()
         wait_until(lambda: earliest(daemon, path) == first, CUT_S_MAX, "the stream is cut")
         assert run("read", "t") == "two"
+        listed = [json.loads(line) for line in run("ls", "--json").splitlines()]
+        assert {at["path"]: at["earliest_offset"] for at in listed} == {"s": None, "t": first}
         late = call("read", "t", "--offset", START_TOKEN.decode())
         assert late.returncode == 1
         assert f"that offset is not kept any more, the stream begins at {first}" in late.stderr

@@ -1,6 +1,7 @@
 """The project's own rules, as tests: types, lint, layers, and what the README says to run."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("storage", "durable_streamsd")
+FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
 def sources(*folders: str) -> list[Path]:
@@ -88,3 +90,32 @@ def test_ci_runs_the_readme_test_command() -> None:
     command = (ROOT / ".ci" / "run").read_text().splitlines()[-1]
     assert command.startswith("python3 -m venv")
     assert command in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "document", ["README.md", "CHANGELOG.md", "packaging/caches.md", "storage/FORMAT.md"]
+)
+def test_every_link_leads_somewhere(document: str) -> None:
+    """Links to places in a document are links to its headings, others within the tree to files."""
+    path = ROOT / document
+    text = FENCED.sub("", path.read_text())
+    anchors = [anchor_of(title) for title in re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)]
+    assert len(anchors) == len(set(anchors))
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        file, _, anchor = target.partition("#")
+        if "://" not in target:
+            assert (path.parent / file).exists(), target
+            assert not anchor or (not file and anchor in anchors), target
+
+
+def test_the_table_of_contents_has_every_section() -> None:
+    """Each heading of the README but its title, and the one that only groups, is linked on top."""
+    text = FENCED.sub("", (ROOT / "README.md").read_text())
+    contents, *sections = re.split(r"^##+ (.+)$", text, flags=re.MULTILINE)
+    titles = set(sections[::2]) - {"Operating it"}
+    assert {anchor_of(title) for title in titles} == set(re.findall(r"\(#(.+?)\)", contents))
+
+
+def anchor_of(title: str) -> str:
+    """What a heading is called in links, as forges make it of its words."""
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")

@@ -304,8 +304,9 @@ def ls(server: Server, prefix: str, as_json: bool) -> None:
     Or of those that begin with PREFIX; sorted, one a line.
 
     With --json one object a line: path, content_type, next_offset, closed, created_at, size_bytes,
-    and forked_from, which is null unless the stream is a fork. The listing is an extension: other
-    servers of the protocol do not have it.
+    forked_from, which is null unless the stream is a fork, and earliest_offset, which is null
+    unless retention dropped something. The listing is an extension: other servers of the protocol
+    do not have it.
 
     \b
     Examples:

@@ -93,7 +93,7 @@ def create(path: Path, name: str, scopes: tuple[str, ...], expires_in: str | Non
     NAME is for you, to know it again. Rights are read, append, create, delete, metrics, and admin,
     which is all of them, with subscriptions. In a pattern * is one segment of a path, ** any number
     of them. The file is made if it is missing, readable to you alone: run this as the daemon's
-    user.
+    user, or give it the file once; a file that is changed keeps its owner.
 
     \b
     Examples:
@@ -128,7 +128,7 @@ def list_tokens(path: Path, as_json: bool) -> None:
             print_line(f"{entry.id}  {until}  {entry.name}  {' '.join(entry.scopes)}")
 
 
-@token.command()
+@token.command(short_help="Take tokens out of the file.")
 @click.argument("wanted", nargs=-1, required=True, metavar="ID-OR-NAME...")
 @_file_options
 def revoke(path: Path, wanted: tuple[str, ...]) -> None:

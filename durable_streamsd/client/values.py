@@ -39,6 +39,8 @@ class Listed(NamedTuple):
     created_at: str
     size_bytes: int
     forked_from: str | None
+    earliest_offset: str | None
+    """Where it begins, if retention dropped something."""
 
 
 class Chunk(NamedTuple):
