@@ -46,8 +46,17 @@ from storage.rebuild import placed, sources_of
 from storage.record import Entry, Producer, Record, RecordType
 from storage.removal import remove
 from storage.retention import next_due_ms
-from storage.segment import COMPACTED_IDS, segment_path
-from storage.sources import SOURCES_MAX, IdSet, Source, Survivors, choose, sources, worth_alone
+from storage.segment import COMPACTED_IDS, list_segments, segment_path
+from storage.sources import (
+    DEAD_SHARE_MIN,
+    SOURCES_MAX,
+    IdSet,
+    Source,
+    Survivors,
+    choose,
+    sources,
+    worth_alone,
+)
 
 RUN_BYTES_MAX = 1 << 20
 """A stream's payload is joined to runs of about this size: large reads, and yet what is deleted of
@@ -58,8 +67,10 @@ STATE_BYTES = 160
 GAIN_SHARE_MIN = 0.2
 """Sources that would not shrink by this share are left alone for a while."""
 LEFT_ALONE_S = 600.0
-RESERVE_LENT_SHARE = 0.5
+RESERVE_LENT_SHARE = 0.75
 """Of the reserve, at most, where the disk is full; the rest stays for deletions."""
+WAITING_SEGMENTS_MAX = 8
+"""What so many segments would hold may wait to be given back, for `Compactor.pressure` to be 1."""
 STREAMS_MAX = 200_000
 """In the sources together, but for the first: the index is told of all of them in one transaction,
 and indexing waits for that."""
@@ -137,6 +148,21 @@ class Compactor:
             if self._lent:
                 self._lent = False
                 self._directory.make_reserve(self._disk, self._limits.reserve_bytes)
+
+    def pressure(self) -> float:
+        """How much of the log waits to be compacted: up to 1 is as it should be.
+
+        Raises `StorageError`, `OSError`.
+        """
+        live_bytes = self._index.live_bytes()
+        waiting_bytes = 0
+        for path in list_segments(self._directory.segments).log:
+            segment_id = int(path.stem)
+            size_bytes = path.stat().st_size
+            dead_bytes = size_bytes - live_bytes.get(segment_id, 0)
+            if dead_bytes >= DEAD_SHARE_MIN * size_bytes and segment_id not in self._left_alone:
+                waiting_bytes += dead_bytes
+        return waiting_bytes / (WAITING_SEGMENTS_MAX * self._limits.segment_bytes)
 
     def _choose(self, chain: Chain, checkpoint: Checkpoint) -> list[Source]:
         now = time.monotonic()
