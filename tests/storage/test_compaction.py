@@ -19,11 +19,13 @@ from workload import Workload, check_store, index_agrees_with_log
 
 from storage.chain import open_chain
 from storage.compaction import Compactor
+from storage.directory import DataDirectory
 from storage.errors import CorruptData, OpenError, OutOfSpace
 from storage.record import Producer, RecordType
 from storage.segment import COMPACTED_IDS
 from storage.sources import IdSet
 from storage.store import Store
+from storage.verify import LogReport, check_log
 
 LIMITS = replace(SMALL, segment_bytes=4_096, reserve_bytes=512)
 BODY = b"x" * 500
@@ -365,6 +367,29 @@ def test_damaged_source_stays(tmp_path: Path) -> None:
         engine.forget(store)
         engine.content(store, b"s/5")
     store.close()
+
+
+def test_verify_reads_what_a_cut_off_compaction_left(tmp_path: Path) -> None:
+    """Damage in a segment is found while an output that says nothing yet would stand for it."""
+    path = tmp_path / "data"
+    store = open_store(path, LIMITS)
+    short_lived(store, 0, 40, keep=5)
+    place = store._index.places(engine.present(store, b"s/5").id, 0, 1)[0]
+    run = store.compactor().run()
+    while not any(name.startswith("compacted") and name.endswith("log") for name in files(store)):
+        next(run)
+    run.close()
+    store.close()
+    directory = DataDirectory(path)
+    segment = directory.segments / f"{place.segment_id:016d}.log"
+    assert not list(check_log(directory, LogReport(), lambda *_: None))
+    data = bytearray(segment.read_bytes())
+    data[place.position + 3] ^= 1
+    segment.write_bytes(data)
+    found = list(check_log(directory, LogReport(), lambda *_: None))
+    assert [(finding.file, finding.position) for finding in found] == [
+        (segment.name, place.position)
+    ]
 
 
 def test_count_that_does_not_come_out_removes_nothing(tmp_path: Path) -> None:
