@@ -2,8 +2,10 @@
 
 What it may do is granted every second, in bytes and in time on the processor, so that it takes the
 same small share of a busy machine whatever the data looks like. Only where that does not keep up,
-and much waits to be given back, it takes more, up to all of one processor. Left out: what a piece is
-(`storage.compaction`), and how much is granted (`Store.compaction_grant`).
+and much waits to be given back, it takes more, up to all of one processor.
+
+Left out: what a piece is (`storage.compaction`), and how much is granted
+(`Store.compaction_grant`).
 """
 
 import contextlib

@@ -67,8 +67,8 @@ def check_log(
 ) -> Iterator[Finding]:
     """Read all of the log. `progress` is told the bytes read and the bytes there are.
 
-    A compaction that was cut off may have left a compacted segment and all that it was made of. Which
-    of them counts only the index knows, so both are read.
+    A compaction that was cut off may have left a compacted segment and all that it was made of.
+    Which of them counts only the index knows, so both are read.
 
     Raises `OpenError` where the chain of segments is broken.
     """

@@ -350,8 +350,8 @@ def test_files_are_let_go_of_when_the_child_dies(tmp_path: Path) -> None:
     for path, data in kept.items():
         assert engine.content(store, path) == data
     os.kill(loop.child_pid(), signal.SIGSTOP)
-    for path in store.directory.segments.glob("*1.log"):
-        path.unlink()  # as a compaction does
+    for segment in store.directory.segments.glob("*1.log"):
+        segment.unlink()  # as a compaction does
     assert removed_files_open(tmp_path)
     os.kill(loop.child_pid(), signal.SIGKILL)
     loop.run_until(lambda: not removed_files_open(tmp_path))
