@@ -259,9 +259,10 @@ def check_commit(frame: bytes, seed: int, head: BatchHead, head_and_block: bytes
 
 
 def decode_block(
-    block: bytes, head: BatchHead, *, plain: bool = True
+    block: bytes, head: BatchHead, *, plain: bool = True, records: bool = True
 ) -> tuple[list[RunEntry], list[Record]]:
-    """The run table and the records of a header block, without plain appends unless asked for.
+    """The run table and the records of a header block, without plain appends or any at all if not
+    asked for.
 
     Raises `DecodeError`.
     """
@@ -283,16 +284,18 @@ def decode_block(
         runs.append(RunEntry(stream_id, start, length, blocks))
     if payload != head.payload_bytes:
         raise DecodeError("the runs do not add up to the payload")
-    records = []
+    decoded: list[Record] = []
+    if not records:
+        return runs, decoded
     for _ in range(head.records):
         if not plain and block.startswith(PLAIN_APPEND, at):
             at += RECORD_HEAD_BYTES
             continue
         record, at = decode(block, at)
-        records.append(record)
+        decoded.append(record)
     if at != end:
         raise DecodeError("the header block is longer than its records")
-    return runs, records
+    return runs, decoded
 
 
 def run_bytes(blocks: bytes) -> int:

@@ -240,17 +240,17 @@ class Compacted:
         """The file's name."""
         return self.segment.name
 
-    def batches(self) -> Iterator[BatchView]:
+    def batches(self, *, records: bool = True) -> Iterator[BatchView]:
         """All batches but the summary, each checked to follow its predecessor.
 
-        Raises `CorruptData`.
+        Without `records` they have their runs alone. Raises `CorruptData`.
         """
         scanner = Scanner(self.segment)
         position, sequence, checksum = FIRST_BATCH_POSITION, 0, 0
         end = self.segment.header.predecessor_end
         while position <= end:
             try:
-                batch = scanner.batch_at(position)
+                batch = scanner.batch_at(position, records=records)
                 if (batch.head.sequence, batch.head.predecessor) != (sequence + 1, checksum):
                     raise DecodeError("the batch does not follow its predecessor")
             except DecodeError as error:

@@ -1,10 +1,14 @@
 """Compaction in the indexer's process: a piece at a time between its steps, as much as was granted.
 
 What it may do is granted every second, in bytes and in time on the processor, so that it takes the
-same small share of a busy machine whatever the data looks like. Left out: what a piece is
-(`storage.compaction`), and how much is granted (`Store.compaction_grant`).
+same small share of a busy machine whatever the data looks like. Only where that does not keep up,
+and much waits to be given back, it takes more, up to all of one processor.
+
+Left out: what a piece is (`storage.compaction`), and how much is granted
+(`Store.compaction_grant`).
 """
 
+import contextlib
 import logging
 import math
 import struct
@@ -16,7 +20,7 @@ from typing import IO
 from storage.compaction import LEFT_ALONE_S, Compactor, Grant, Reclaimed
 from storage.directory import DataDirectory
 from storage.disk import Disk
-from storage.errors import CorruptData, IndexFailed, OpenError, OutOfSpace
+from storage.errors import CorruptData, IndexFailed, OpenError, OutOfSpace, StorageError
 from storage.index import Index
 from storage.index_entries import Checkpoint
 from storage.limits import Limits
@@ -28,6 +32,8 @@ LOOK_INTERVAL_S = 10.0
 """Between two looks at whether anything is worth compacting, when nothing was and no segment has
 been filled since."""
 NEVER_S = float("inf")
+PROCESSOR_MS_MAX = 1_000
+"""Of a second, on one processor."""
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +47,11 @@ class Compacting:
         self.granted = Grant(0, 0)
         """What is left of it; below zero what was used in advance."""
         self._compactor = Compactor(directory, index, Disk(), limits)
+        self._bytes_max = limits.compact_bytes_per_s
         self._sink = sink
+        self._times = 1.0
+        """How much more than was granted is taken, because too much waits."""
+        self._weigh_after_s = 0.0
         self._work: Generator[int, None, None] | None = None
         self._told = Reclaimed()
         self._look_after_s = 0.0
@@ -60,7 +70,20 @@ class Compacting:
         self._checkpoint = checkpoint
 
     def grant(self, more: Grant) -> None:
-        """So much from now on, less what was used in advance; what was left is not added."""
+        """So much from now on, less what was used in advance; what was left is not added.
+
+        The more waits to be given back, the more it is, so that a log does not grow for ever.
+        """
+        now_s = time.monotonic()
+        if now_s >= self._weigh_after_s:
+            self._weigh_after_s = now_s + LOOK_INTERVAL_S
+            self._times = 1.0
+            with contextlib.suppress(StorageError, OSError):  # A step will say so.
+                self._times = max(self._compactor.pressure(), 1.0)
+        more = Grant(
+            max(more.size_bytes, min(int(more.size_bytes * self._times), self._bytes_max)),
+            max(more.processor_ms, min(int(more.processor_ms * self._times), PROCESSOR_MS_MAX)),
+        )
         self.granted = Grant(
             *(new + min(old, 0) for new, old in zip(more, self.granted, strict=True))
         )

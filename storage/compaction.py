@@ -46,8 +46,17 @@ from storage.rebuild import placed, sources_of
 from storage.record import Entry, Producer, Record, RecordType
 from storage.removal import remove
 from storage.retention import next_due_ms
-from storage.segment import COMPACTED_IDS, segment_path
-from storage.sources import IdSet, Source, Survivors, choose, sources
+from storage.segment import COMPACTED_IDS, list_segments, segment_path
+from storage.sources import (
+    DEAD_SHARE_MIN,
+    SOURCES_MAX,
+    IdSet,
+    Source,
+    Survivors,
+    choose,
+    sources,
+    worth_alone,
+)
 
 RUN_BYTES_MAX = 1 << 20
 """A stream's payload is joined to runs of about this size: large reads, and yet what is deleted of
@@ -58,8 +67,13 @@ STATE_BYTES = 160
 GAIN_SHARE_MIN = 0.2
 """Sources that would not shrink by this share are left alone for a while."""
 LEFT_ALONE_S = 600.0
-RESERVE_PARTS = 4
-"""When less than one such part of the reserve is free, one is lent."""
+RESERVE_LENT_SHARE = 0.75
+"""Of the reserve, at most, where the disk is full; the rest stays for deletions."""
+WAITING_SEGMENTS_MAX = 8
+"""What so many segments would hold may wait to be given back, for `Compactor.pressure` to be 1."""
+STREAMS_MAX = 200_000
+"""In the sources together, but for the first: the index is told of all of them in one transaction,
+and indexing waits for that."""
 STEP_BYTES = 256 * 1024
 """What one look at something counts as, where no bytes are read or written."""
 
@@ -94,6 +108,7 @@ class Compactor:
         self._limits = limits
         self._left_alone: dict[int, float] = {}
         self._room_bytes = 0
+        self._sources_max = SOURCES_MAX
         self._lent = False
 
     def run(self) -> Generator[int, None, None]:
@@ -125,11 +140,29 @@ class Compactor:
         except OSError as error:
             if error.errno not in NO_SPACE:
                 raise
+            self._take_less(chosen)
             raise OutOfSpace(f"the disk is full: {error.strerror}") from error
+        else:
+            self._sources_max = SOURCES_MAX
         finally:
             if self._lent:
                 self._lent = False
                 self._directory.make_reserve(self._disk, self._limits.reserve_bytes)
+
+    def pressure(self) -> float:
+        """How much of the log waits to be compacted: up to 1 is as it should be.
+
+        Raises `StorageError`, `OSError`.
+        """
+        live_bytes = self._index.live_bytes()
+        waiting_bytes = 0
+        for path in list_segments(self._directory.segments).log:
+            segment_id = int(path.stem)
+            size_bytes = path.stat().st_size
+            dead_bytes = size_bytes - live_bytes.get(segment_id, 0)
+            if dead_bytes >= DEAD_SHARE_MIN * size_bytes and segment_id not in self._left_alone:
+                waiting_bytes += dead_bytes
+        return waiting_bytes / (WAITING_SEGMENTS_MAX * self._limits.segment_bytes)
 
     def _choose(self, chain: Chain, checkpoint: Checkpoint) -> list[Source]:
         now = time.monotonic()
@@ -140,26 +173,34 @@ class Compactor:
         ]
         stream_count = self._index.stream_count()
         self._make_room()
-        chosen = choose(found, self._limits.segment_bytes, stream_count, self._room_bytes)
-        return chosen if self._room_bytes else chosen[:1]
+        segment_bytes = self._limits.segment_bytes
+        chosen = choose(found, segment_bytes, stream_count, self._room_bytes)
+        return chosen[: self._sources_max]
 
     def _make_room(self) -> None:
         """Find out how much may be written.
 
-        The reserve is for deletions. Only where nothing else is left it is lent for a little, to be
-        rid of a segment in which nothing is live.
+        The reserve is for deletions. Where nothing else is left, a part of it is lent for a little:
+        whatever is compacted then gives back more than it takes.
         """
         reserve_bytes = self._limits.reserve_bytes
+        lent_bytes = int(reserve_bytes * RESERVE_LENT_SHARE)
         free_bytes = self._disk.free_bytes(self._directory.path)
         self._room_bytes = max(free_bytes - reserve_bytes, 0)
         if self._room_bytes >= reserve_bytes:
             self._directory.make_reserve(self._disk, reserve_bytes)
-        elif free_bytes < reserve_bytes // RESERVE_PARTS:
-            self._lent = True
-            self._directory.release_reserve(self._disk)
+        elif self._room_bytes < lent_bytes:
+            if free_bytes < lent_bytes:
+                self._lent = True
+                self._directory.lend_reserve(self._disk, reserve_bytes - lent_bytes)
+            self._room_bytes = lent_bytes
+            self._sources_max = 1
 
-    def _output_bytes_max(self) -> int:
-        return max(self._room_bytes, self._limits.reserve_bytes // RESERVE_PARTS)
+    def _take_less(self, chosen: list[Source]) -> None:
+        """What is live of these, and their streams' states, had no room: others may."""
+        self._sources_max = max(len(chosen) // 2, 1)
+        if len(chosen) == 1:
+            self._left_alone[chosen[0].id] = time.monotonic() + LEFT_ALONE_S
 
     def _compact(self, chain: Chain, chosen: list[Source], checkpoint: Checkpoint) -> Iterator[int]:
         chosen = yield from self._worth_it(chosen)
@@ -171,7 +212,7 @@ class Compactor:
             self._directory,
             newest + 1,
             checkpoint.next_stream_id,
-            self._output_bytes_max(),
+            self._room_bytes,
         )
         try:
             rewrite = Rewrite(self._index, output, chosen, Survivors(chain, chosen))
@@ -201,14 +242,21 @@ class Compactor:
 
     def _worth_it(self, chosen: list[Source]) -> Generator[int, None, list[Source]]:
         """Those that would shrink: many idle streams take space without any payload."""
-        kept = []
-        states_bytes_max = self._index.stream_count() * STATE_BYTES
+        kept: list[Source] = []
+        stream_count = self._index.stream_count()
+        streams_left = STREAMS_MAX
         for source in chosen:
             streams = IdSet()
             worth_bytes = int((1 - GAIN_SHARE_MIN) * source.end) - source.live_bytes
-            # To have fewer compacted ones is worth it, too; and most others are soon judged.
-            if source.compacted is not None or states_bytes_max <= worth_bytes:
-                kept.append(source)
+            if source.compacted is not None:  # To have fewer of them is worth it, too.
+                alive = min(source.compacted.summary.streams, stream_count)
+                # Two of them are joined, however many streams they have: else they would add up.
+                if len(kept) < 2 or alive <= streams_left:
+                    streams_left -= alive
+                    kept.append(source)
+                continue
+            if stream_count <= min(worth_bytes // STATE_BYTES, STREAMS_MAX):
+                kept.append(source)  # Most are soon judged.
                 continue
             for _, batch in source.batches():
                 for record in batch.records:
@@ -220,30 +268,35 @@ class Compactor:
             for group in streams.groups():
                 alive += self._index.alive(group)
                 yield STEP_BYTES // 16
-            if alive * STATE_BYTES <= worth_bytes:
-                kept.append(source)
-            else:
+            if alive * STATE_BYTES > worth_bytes:
                 self._left_alone[source.id] = time.monotonic() + LEFT_ALONE_S
+            elif not kept or alive <= streams_left:
+                streams_left -= alive
+                kept.append(source)
+        if len(kept) == 1 and not worth_alone(kept[0], stream_count):
+            return []
         return kept
 
     def _switch(self, file: Compacted, chosen: dict[int, Source]) -> None:
         """Tell the index where everything is now. Raises `CorruptData`, with nothing changed."""
         live: Counter[int] = Counter({file.id: 0})
-        moved: dict[int, None] = {}
+        with_cuts: dict[int, None] = {}
         with self._index.write() as transaction:
-            for batch in file.batches():
+            for batch in file.batches(records=False):
                 for stream_id, places in placed(file.id, batch):
-                    if transaction.meta(stream_id) is None:
+                    meta = transaction.meta(stream_id)
+                    if meta is None:
                         continue  # It was deleted meanwhile.
                     dead, put = transaction.place_runs(stream_id, places, chosen)
                     for place in dead:
                         live[place.segment_id] -= place.length
                     for place in put:
                         live[file.id] += place.length
-                    moved[stream_id] = None
+                    if meta.forks or meta.retention is not None:
+                        with_cuts[stream_id] = None
             for segment_id, change_bytes in live.items():
                 transaction.add_live_bytes(segment_id, change_bytes)
-            for stream_id in moved:
+            for stream_id in with_cuts:
                 _renew_cuts(transaction, stream_id)
             for segment_id, source in chosen.items():
                 left_bytes = transaction.forget_segment(segment_id)

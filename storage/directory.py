@@ -120,22 +120,44 @@ class DataDirectory:
             os.close(self._locks.pop())
 
     def make_reserve(self, disk: Disk, length_bytes: int) -> bool:
-        """Take the reserve's space unless it is there; whether it is now."""
-        if self.reserve.exists() and self.reserve.stat().st_size >= length_bytes:
+        """Take the reserve's space unless it is there; whether it is now.
+
+        Where there is not enough space, a part that was there stays.
+        """
+        try:
+            had_bytes = self.reserve.stat().st_size
+        except FileNotFoundError:
+            had_bytes = 0
+        if had_bytes >= length_bytes:
             return True
         fd = -1
         try:
-            fd = disk.create(self.reserve)
+            fd = disk.open_write(self.reserve) if had_bytes else disk.create(self.reserve)
             disk.allocate(fd, length_bytes)
+        except FileNotFoundError:
+            return False  # Another process has just given it back.
         except OSError as error:
             if error.errno not in NO_SPACE:
                 raise
-            self.release_reserve(disk)
+            if had_bytes:
+                disk.truncate(fd, had_bytes)
+            else:
+                self.release_reserve(disk)
             return False
         finally:
             if fd >= 0:
                 os.close(fd)
         return True
+
+    def lend_reserve(self, disk: Disk, left_bytes: int) -> None:
+        """Give the reserve's space back to the file system but for so many bytes."""
+        with contextlib.suppress(FileNotFoundError):  # It is in use.
+            fd = disk.open_write(self.reserve)
+            try:
+                if os.fstat(fd).st_size > left_bytes:
+                    disk.truncate(fd, left_bytes)
+            finally:
+                os.close(fd)
 
     def release_reserve(self, disk: Disk) -> None:
         """Give the reserve's space back to the file system, if no other process did."""

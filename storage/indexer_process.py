@@ -164,6 +164,7 @@ class IndexerProcess:
             return
         self._child = None
         self._store.indexing = False
+        self._store.segments_removed()  # It may have removed some and not told.
         self._deaths += 1
         delay_s = min(RESTART_DELAY_S_MAX, RESTART_DELAY_S * 2 ** (self._deaths - 1))
         self._spawn_after_s = time.monotonic() + delay_s

@@ -82,11 +82,12 @@ class Log:
         self._segment_bytes = segment_bytes
         self._active: SegmentHeader | None = None
         self._fd = -1
+        self._roll_next = False
         self._ahead = ZeroAhead(disk, zero_ahead_bytes) if zero_ahead_bytes else None
 
     def place(self, size_bytes_max: int, next_stream_id: int) -> Placement:
         """Where a batch of at most this size goes (owner thread)."""
-        active = self._active
+        active = None if self._roll_next else self._active
         if active is not None and self.end.position + size_bytes_max <= self._segment_bytes:
             return Placement(active, self.end.position, False)
         header = new_header(
@@ -99,6 +100,10 @@ class Log:
             time.time_ns() // 1_000_000,
         )
         return Placement(header, HEADER_BYTES, True)
+
+    def roll_soon(self) -> None:
+        """Have the next batch begin a segment, so that this one can be compacted (owner thread)."""
+        self._roll_next = True
 
     def write(self, placement: Placement, buffers: Sequence[bytes], size_bytes: int) -> float:
         """Write and sync a batch (committer thread); returns how long the sync took, in seconds.
@@ -130,6 +135,8 @@ class Log:
 
     def advance(self, placement: Placement, size_bytes: int, sequence: int, checksum: int) -> None:
         """The batch is durable: the log ends after it now (owner thread)."""
+        if placement.new:
+            self._roll_next = False
         self._active = placement.header
         self.end = LogEnd(
             placement.header.segment_id, placement.position + size_bytes, sequence, checksum

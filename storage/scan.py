@@ -67,15 +67,15 @@ class Scanner:
         commit = self._read(end - COMMIT_BYTES, COMMIT_BYTES)
         return Frame(head, position, end, check_commit(commit, seed, head, framed), framed)
 
-    def batch_at(self, position: int, *, plain: bool = True) -> BatchView:
+    def batch_at(self, position: int, *, plain: bool = True, records: bool = True) -> BatchView:
         """The batch at a position, without its payload. Raises `DecodeError` if none is valid.
 
         Without `plain`, also without the records of plain appends: most of them, and not needed by
-        who looks at the runs.
+        who looks at the runs. Without `records` there are none at all.
         """
         head, _, end, checksum, framed = self.frame_at(position)
-        runs, records = decode_block(framed[HEAD_BYTES:], head, plain=plain)
-        return BatchView(head, position, position + len(framed), end, checksum, runs, records)
+        runs, found = decode_block(framed[HEAD_BYTES:], head, plain=plain, records=records)
+        return BatchView(head, position, position + len(framed), end, checksum, runs, found)
 
     def damaged_payload(self, batch: BatchView) -> int | None:
         """The position of the first block of the batch's payload that does not check."""

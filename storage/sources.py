@@ -114,7 +114,7 @@ def choose(
     if not worth:
         states = [file for file in files if file.live_bytes < file.end // 2]
         told = sum(file.compacted.summary.streams for file in states if file.compacted is not None)
-        if told > 2 * stream_count + DEAD_STREAMS_MIN:
+        if told > _states_max(stream_count):
             worth = states
     chosen: list[Source] = []
     size = 0
@@ -127,6 +127,19 @@ def choose(
             break
         chosen.append(source)
     return chosen
+
+
+def worth_alone(source: Source, stream_count: int) -> bool:
+    """Whether a segment would shrink if it is compacted without any other."""
+    file = source.compacted
+    return _is_sparse(source) or (
+        file is not None and file.summary.streams > _states_max(stream_count)
+    )
+
+
+def _states_max(stream_count: int) -> int:
+    """Of more states of streams in compacted segments, most are outdated."""
+    return 2 * stream_count + DEAD_STREAMS_MIN
 
 
 def _is_sparse(source: Source) -> bool:

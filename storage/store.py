@@ -625,6 +625,8 @@ class Store:
         self._open = PendingBatch(sealed.batch.sequence)
         if isinstance(error, OutOfSpace):
             self.full = True
+            if self._log.end.position > self.limits.reserve_bytes:
+                self._log.roll_soon()  # Most of what can be given back may lie in this segment.
         else:
             self.latched = True
         return Finished(failed, [])

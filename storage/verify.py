@@ -20,13 +20,13 @@ from storage.child import child_command, child_environment
 from storage.compacted import Compacted
 from storage.directory import DataDirectory
 from storage.disk import read_at
-from storage.errors import CorruptData, StorageError
+from storage.errors import CorruptData, OpenError, StorageError
 from storage.index import TABLES, Index
 from storage.index_entries import pack_run, unpack_runs
 from storage.indexer import Indexer
 from storage.record import DecodeError
 from storage.scan import FIRST_BATCH_POSITION, BatchView, Scanner
-from storage.segment import COMPACTED_IDS, SegmentFile
+from storage.segment import COMPACTED_IDS, SegmentFile, compacted_id, list_segments
 
 STEP_RECORDS = 100_000
 FINDINGS_MAX = 1_000
@@ -67,9 +67,31 @@ def check_log(
 ) -> Iterator[Finding]:
     """Read all of the log. `progress` is told the bytes read and the bytes there are.
 
+    A compaction that was cut off may have left a compacted segment and all that it was made of.
+    Which of them counts only the index knows, so both are read.
+
     Raises `OpenError` where the chain of segments is broken.
     """
     chain = open_chain(directory.segments)
+    found = set()
+    for finding in _check_chain(chain, report, progress):
+        found.add(finding)
+        yield finding
+    if not chain.obsolete:
+        return
+    there = [compacted_id(path) for path in list_segments(directory.segments).compacted]
+    try:
+        before = open_chain(directory.segments, sorted(there)[:-1])
+    except OpenError:
+        return  # Some of them were removed, so the newest compacted segment is what counts.
+    for finding in _check_chain(before, LogReport(), progress):
+        if finding not in found:
+            yield finding
+
+
+def _check_chain(
+    chain: Chain, report: LogReport, progress: Callable[[int, int], None]
+) -> Iterator[Finding]:
     ends = [chain.end(at) for at in range(len(chain.segments))]
     total = sum(file.size_bytes() for file in chain.compacted) + sum(
         segment.size_bytes() if end is None else end

@@ -205,6 +205,22 @@ def test_compact_leaves_what_is_damaged(data_dir: Path) -> None:
     assert len(segments(data_dir)) == 3, "it, the newest, and what stands for the others"
 
 
+@pytest.mark.parametrize("command", ["verify", "compact", "reindex"])
+def test_more_segments_than_files_may_be_open_by_default(tmp_path: Path, command: str) -> None:
+    """A log of more segments than the usual limit of open files is no less looked after."""
+    data_dir = tmp_path / "data"
+    store = Store.open(data_dir, Limits(segment_bytes=400, zero_ahead_bytes=0))
+    for number in range(100):
+        store.put_value(b"key", b"%d" % number * 100, lambda: None)
+        assert store.commit() is None
+    store.close()
+    assert len(segments(data_dir)) == 100
+    limit = 'ulimit -S -n 80; exec "$@"'
+    program = [sys.executable, "-m", "durable_streamsd", command, "--data-dir", str(data_dir)]
+    result = subprocess.run(["sh", "-c", limit, "sh", *program], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_dump_prints_every_batch(data_dir: Path) -> None:
     """`dump` prints the log as JSON lines: all records in order, payload if asked for."""
     result = run("dump", "--data-dir", data_dir, "--payload")

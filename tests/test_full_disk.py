@@ -35,6 +35,8 @@ MANY = 600
 """So many deletions need more than the rest of a block that was written before."""
 RESUME_SECONDS_MAX = 10.0
 WAIT_SECONDS_MAX = 20.0
+GIVE_BACK_SECONDS_MAX = 60.0
+"""Compaction looks every ten seconds."""
 TOOL_SECONDS_MAX = 60
 SETTINGS = {
     "DURABLE_STREAMSD_SEGMENT_BYTES": str(4 << 20),
@@ -324,5 +326,27 @@ def test_stopping_on_a_full_disk_loses_nothing(daemon: Daemon, volume: Path) -> 
     daemon.start()
     assert read(daemon, LOG) == writer.content
     assert writer.write(100).status == 200
+    assert daemon.terminate() == 0
+    assert_clean(daemon)
+
+
+def test_deleting_gives_a_full_disk_its_space_back(daemon: Daemon) -> None:
+    """A disk that is full of streams has space again when most of them are deleted, though every
+    file of the log still holds some that are live; what stays is read back whole."""
+    body = b"y" * LARGE_BYTES
+    count = 0
+    while (answer := create(daemon, f"/v1/stream/{count}", body)).status == 201:
+        count += 1
+    assert answer.status == 507
+    kept = range(0, count, 10)
+    for number in set(range(count)) - set(kept):
+        assert ask(daemon, "DELETE", f"/v1/stream/{number}").status == 204
+    wait_until(
+        lambda: create(daemon, "/v1/stream/more", body).status in (200, 201),
+        GIVE_BACK_SECONDS_MAX,
+        "no space was given back",
+    )
+    for number in kept:
+        assert read(daemon, f"/v1/stream/{number}") == body
     assert daemon.terminate() == 0
     assert_clean(daemon)

@@ -5,6 +5,7 @@ Progress goes to standard error when that is a terminal; results go to standard 
 
 import contextlib
 import itertools
+import resource
 import shlex
 import sys
 import time
@@ -88,8 +89,13 @@ class ProgressLine:
 
 
 @contextlib.contextmanager
-def _failures() -> Iterator[None]:
-    """Turn errors into a sentence and an exit code."""
+def _working() -> Iterator[None]:
+    """Turn errors into a sentence and an exit code.
+
+    Each segment of the log takes an open file, so the system is asked for as many as it gives.
+    """
+    _, files_max = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files_max, files_max))
     try:
         yield
     except OutputClosed:
@@ -119,7 +125,7 @@ def verify(data_dir: Path) -> None:
     progress = ProgressLine("reading the log")
     report = LogReport()
     found = 0
-    with _failures():
+    with _working():
         directory = DataDirectory(data_dir)
         directory.lock()
         with StreamPaths(directory.index) as paths:
@@ -159,7 +165,7 @@ def dump(data_dir: Path, payload: bool) -> None:
     end of the log is none. Changes nothing, and does not need the index. Payload is not checked:
     that is what "verify" does.
     """
-    with _failures():
+    with _working():
         directory = DataDirectory(data_dir)
         stopped: dict[str, Any] | None = None
         sequence = 0
@@ -230,7 +236,7 @@ def reindex(data_dir: Path) -> None:
     def progress(reached: LogEnd, end: LogEnd) -> None:
         line(reached.sequence, end.sequence)
 
-    with _failures():
+    with _working():
         recovered = rebuild(data_dir, progress)
         line.end()
         indexed = counted(recovered.records, "record")
@@ -254,7 +260,7 @@ def compact(data_dir: Path) -> None:
     """
     line = ProgressLine("compacting")
     damage = []
-    with _failures():
+    with _working():
         store = Store.open(data_dir)
         try:
             compactor = store.compactor()
@@ -323,7 +329,7 @@ def restore(source: Path, data_dir: Path) -> None:
 
 def _copy(source: Path, destination: Path, label: str) -> None:
     line = ProgressLine(label)
-    with _failures():
+    with _working():
         made = copy_directory(source, destination, line)
         line.end()
         copied = counted(made.log_bytes, "byte")

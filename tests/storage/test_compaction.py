@@ -19,11 +19,13 @@ from workload import Workload, check_store, index_agrees_with_log
 
 from storage.chain import open_chain
 from storage.compaction import Compactor
+from storage.directory import DataDirectory
 from storage.errors import CorruptData, OpenError, OutOfSpace
 from storage.record import Producer, RecordType
 from storage.segment import COMPACTED_IDS
 from storage.sources import IdSet
 from storage.store import Store
+from storage.verify import LogReport, check_log
 
 LIMITS = replace(SMALL, segment_bytes=4_096, reserve_bytes=512)
 BODY = b"x" * 500
@@ -214,6 +216,33 @@ def test_deleted_stays_deleted(tmp_path: Path) -> None:
     store.close()
 
 
+def test_removed_value_stays_removed(tmp_path: Path) -> None:
+    """That a value was removed is told as long as a segment that stays says what it was."""
+    path = tmp_path / "data"
+    store = open_store(path, LIMITS)
+    store.put_value(b"cursor", b"old", lambda: None)
+    engine.create(store, b"stays", body=b"s" * 3_000)  # keeps the first segment dense
+    engine.commit(store)
+    short_lived(store, 0, 20)
+    store.put_value(b"cursor", b"", lambda: None)
+    engine.commit(store)
+    short_lived(store, 20, 20)
+    compact(store)
+    assert "0000000000000001.log" in files(store)
+    assert RecordType.VALUE in records(store)
+    store.close()
+    shutil.rmtree(path / "index")
+    store = open_store(path, LIMITS)
+    assert store.value(b"cursor") is None
+    engine.delete(store, b"stays")
+    engine.commit(store)
+    for _ in range(8):
+        short_lived(store, 60, 20)
+        compact(store)
+    assert RecordType.VALUE not in records(store), "and no longer"
+    store.close()
+
+
 def test_records_of_one_stream_come_together(tmp_path: Path) -> None:
     """A stream that was scattered over many batches is one run afterwards, in offset order."""
     store = open_store(tmp_path / "data", LIMITS)
@@ -340,6 +369,29 @@ def test_damaged_source_stays(tmp_path: Path) -> None:
     store.close()
 
 
+def test_verify_reads_what_a_cut_off_compaction_left(tmp_path: Path) -> None:
+    """Damage in a segment is found while an output that says nothing yet would stand for it."""
+    path = tmp_path / "data"
+    store = open_store(path, LIMITS)
+    short_lived(store, 0, 40, keep=5)
+    place = store._index.places(engine.present(store, b"s/5").id, 0, 1)[0]
+    run = store.compactor().run()
+    while not any(name.startswith("compacted") and name.endswith("log") for name in files(store)):
+        next(run)
+    run.close()
+    store.close()
+    directory = DataDirectory(path)
+    segment = directory.segments / f"{place.segment_id:016d}.log"
+    assert not list(check_log(directory, LogReport(), lambda *_: None))
+    data = bytearray(segment.read_bytes())
+    data[place.position + 3] ^= 1
+    segment.write_bytes(data)
+    found = list(check_log(directory, LogReport(), lambda *_: None))
+    assert [(finding.file, finding.position) for finding in found] == [
+        (segment.name, place.position)
+    ]
+
+
 def test_count_that_does_not_come_out_removes_nothing(tmp_path: Path) -> None:
     """If the index still counts live bytes in a source after it was told, all stays as it was."""
     store = open_store(tmp_path / "data", LIMITS)
@@ -414,23 +466,76 @@ def test_full_disk_while_compacting(tmp_path: Path) -> None:
         abandon(store)
 
 
-def test_nothing_live_is_moved_without_room(tmp_path: Path) -> None:
-    """On a full disk only segments with nothing live in them go, and that gives room for others."""
+def test_full_disk_gets_room(tmp_path: Path) -> None:
+    """On a full disk a part of the reserve is lent to move the little that is live of one segment
+    after the other, which gives room; the rest of the reserve stays for deletions meanwhile."""
+    limits = replace(LIMITS, reserve_bytes=16_384)
     disk = CrashDisk(tmp_path / "data")
-    store = open_store(tmp_path / "data", replace(LIMITS, reserve_bytes=16_384), disk)
-    kept = short_lived(store, 0, 60, keep=17)
+    store = open_store(tmp_path / "data", limits, disk)
+    kept = short_lived(store, 0, 60, keep=5)  # one in each segment, so that none is dead wholly
+    before_bytes, _ = store.space()
     disk.free = 0
-    done = compact(store).done
-    assert done.removed
-    assert store.directory.reserve.exists(), "it is back"
+    compactor = store.compactor()
+    changes = -1
+    while compactor.done.changes != changes:
+        changes = compactor.done.changes
+        for _ in compactor.run():
+            assert store.directory.reserve.stat().st_size >= limits.reserve_bytes // 4
+        assert compactor.done.written_bytes <= compactor.done.removed_bytes
+        assert store.directory.reserve.stat().st_size == limits.reserve_bytes, "it is back"
+    store.segments_removed()
+    after_bytes, _ = store.space()
+    assert after_bytes < before_bytes // 2
     holds(store, kept)
-    for path in kept:
-        engine.forget(store)
-        stream = engine.present(store, path)
-        assert store._index.places(stream.id, 0, 1)[0].segment_id < COMPACTED_IDS
-    disk.free = 1 << 40
-    assert compact(store).done.removed
+    engine.forget(store)
     holds(store, kept)
+    index_agrees_with_log(store, tmp_path / "scratch")
+    store.close()
+
+
+def test_what_has_no_room_keeps_no_other_from_it(tmp_path: Path) -> None:
+    """A segment whose live streams' states do not fit on a full disk is left alone for a while, and
+    the next is compacted."""
+    limits = replace(LIMITS, reserve_bytes=2_048)
+    disk = CrashDisk(tmp_path / "data")
+    store = open_store(tmp_path / "data", limits, disk)
+    for number in range(12):  # without payload, and so first in line
+        engine.create(store, b"idle/%d" % number)
+    engine.create(store, b"dead", body=b"d" * 2_000)
+    engine.commit(store)
+    engine.delete(store, b"dead")
+    short_lived(store, 0, 40)
+    disk.free = 0
+    compactor = store.compactor()
+    with pytest.raises(OutOfSpace):
+        for _ in compactor.run():
+            pass
+    for _ in range(4):
+        for _ in compactor.run():
+            pass
+    assert compactor.done.removed >= 4
+    assert "0000000000000001.log" in files(store)
+    store.close()
+
+
+def test_one_small_file_is_not_joined_to_itself(tmp_path: Path) -> None:
+    """Where there is room for one small compacted segment alone, it is not written again and again
+    because there are many of them."""
+    limits = replace(LIMITS, reserve_bytes=16_384)
+    disk = CrashDisk(tmp_path / "data")
+    store = open_store(tmp_path / "data", limits, disk)
+    disk.free = 0
+    for number in range(12):
+        short_lived(store, 10 * number, 10, keep=5)
+        compactor = store.compactor()
+        for _ in range(50):
+            before = compactor.done.changes
+            for _ in compactor.run():
+                pass
+            if compactor.done.changes == before:
+                break
+        else:
+            raise AssertionError("it went on and on")
     store.close()
 
 

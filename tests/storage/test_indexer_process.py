@@ -1,6 +1,7 @@
 """The indexer's own process: it follows, may be killed, ends with its parent, and loses nothing."""
 
 import contextlib
+import io
 import os
 import queue
 import signal
@@ -15,6 +16,7 @@ import engine
 import pytest
 from engine import SMALL, abandon, open_store
 
+from storage.compacting import Compacting
 from storage.compaction import Grant
 from storage.errors import DirectoryLocked
 from storage.index import Index
@@ -313,3 +315,46 @@ def test_it_may_be_killed_while_it_compacts(tmp_path: Path) -> None:
     for path, data in kept.items():
         assert engine.content(store, path) == data
     store.close()
+
+
+def test_more_is_granted_when_much_waits(tmp_path: Path) -> None:
+    """Compaction that does not keep up takes more than its share, up to a whole processor, until
+    not much waits any more."""
+    store = open_store(tmp_path, LIMITS)
+    churn(store, 0)
+    engine.index_all(store)
+    share = Grant(1_000, 50)
+    limits = replace(LIMITS, compact_bytes_per_s=4_000)
+
+    def granted(segment_bytes: int) -> Grant:
+        sink = io.BytesIO()
+        now = replace(limits, segment_bytes=segment_bytes)
+        compacting = Compacting(store.directory, store._index, now, sink)
+        compacting.grant(share)
+        return compacting.granted
+
+    assert granted(1 << 20) == share
+    some = granted(LIMITS.segment_bytes // 2)
+    assert 50 < some.processor_ms < 1_000
+    assert granted(1) == Grant(4_000, 1_000)
+    store.close()
+
+
+def test_files_are_let_go_of_when_the_child_dies(tmp_path: Path) -> None:
+    """A child may die after it removed segments and before it said so: what the store has open is
+    closed then, since an open file keeps its space."""
+    store = open_store(tmp_path, replace(LIMITS, tail_cache_bytes_max=0, open_segments_max=50))
+    loop = Loop(store)
+    loop.start()
+    kept = churn(store, 0)
+    loop.run_until(loop.all_indexed)
+    for path, data in kept.items():
+        assert engine.content(store, path) == data
+    os.kill(loop.child_pid(), signal.SIGSTOP)
+    for segment in store.directory.segments.glob("*1.log"):
+        segment.unlink()  # as a compaction does
+    assert removed_files_open(tmp_path)
+    os.kill(loop.child_pid(), signal.SIGKILL)
+    loop.run_until(lambda: not removed_files_open(tmp_path))
+    loop.indexer.stop()
+    abandon(store)
