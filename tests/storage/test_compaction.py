@@ -493,6 +493,28 @@ def test_full_disk_gets_room(tmp_path: Path) -> None:
     store.close()
 
 
+def test_newest_segment_of_a_full_disk_is_compacted(tmp_path: Path) -> None:
+    """What was deleted in the newest segment is given back, too, once the disk was full: the next
+    batch begins another."""
+    disk = CrashDisk(tmp_path / "data")
+    store = open_store(tmp_path / "data", replace(LIMITS, segment_bytes=1 << 20), disk)
+    kept = short_lived(store, 0, 40, keep=9)
+    disk.error = errno.ENOSPC
+    disk.fail_write_at = disk.writes + 1
+    engine.create(store, b"refused", body=BODY)
+    assert isinstance(store.commit(), OutOfSpace)
+    disk.fail_write_at = 0
+    engine.delete(store, b"s/0")
+    del kept[b"s/0"]
+    engine.commit(store)
+    engine.index_all(store)
+    assert compact(store).done.removed == 1
+    assert "0000000000000001.log" not in files(store)
+    holds(store, kept)
+    index_agrees_with_log(store, tmp_path / "scratch")
+    store.close()
+
+
 def test_what_has_no_room_keeps_no_other_from_it(tmp_path: Path) -> None:
     """A segment whose live streams' states do not fit on a full disk is left alone for a while, and
     the next is compacted."""
