@@ -124,9 +124,10 @@ def drawn_record(draw: Draw) -> Record:
     sections = draw.integer(1)
     configuration = Configuration(draw.short(), draw.short(), draw.optional(8), draw.optional(8))
     numbers = [draw.integer(8) for _ in range(4)]
-    fork = Fork(numbers[0], numbers[1], numbers[2], numbers[3], draw.integer(1))
+    asked = draw.integer(1) & 0b111
+    fork = Fork(numbers[0], numbers[1], numbers[2], numbers[3], asked, draw.integer(4))
     return Record(
-        RecordType(draw.integer(1) % 7 + 1),
+        RecordType(draw.integer(1) % len(RecordType) + 1),
         draw.integer(8),
         draw.integer(8),
         draw.integer(4),
@@ -680,7 +681,7 @@ def seeds(name: str) -> Iterator[bytes]:
     full = encode(
         Record(
             RecordType.CREATE, 1, 2, 3, Producer(b"p", 1, 2), b"seq", True, 5,
-            Configuration(b"path", b"text/plain", 60, None), Fork(1, 2, 3, 4, 5), 6,
+            Configuration(b"path", b"text/plain", 60, None), Fork(1, 2, 3, 4, 5, 6), 7,
             Entry(b"k", b"v"),
         )
     )  # fmt: skip
