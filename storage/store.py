@@ -717,7 +717,14 @@ class Store:
         for file in self.directory.segments.iterdir():
             with contextlib.suppress(FileNotFoundError):  # It has just been compacted.
                 total += file.stat().st_size
-        return total, sum(self._index.live_bytes().values())
+        return total, self.live_bytes()
+
+    def live_bytes(self) -> int:
+        """How many bytes of payload in the log somebody can read.
+
+        Any thread. Raises `CorruptData`.
+        """
+        return sum(self._index.live_bytes().values())
 
     # Reading
 

@@ -51,7 +51,7 @@ def survey(store: Store) -> Survey:
 def _live_bytes(store: Store) -> float:
     """Unknown if the index is damaged: just then all the rest is worth knowing."""
     try:
-        return store.space()[1]
+        return store.live_bytes()
     except StorageError as error:
         log.warning("the index does not say what is live: %s", error)
         return math.nan
