@@ -136,13 +136,6 @@ def _lane_fields(request: web.BaseRequest, services: Services) -> Iterator[tuple
         yield "Access-Control-Allow-Origin", origin.decode("ascii")
 
 
-def _headless(response: Response, head: Head) -> Response:
-    """An answer as HEAD wants it, if that asks."""
-    if head.method == "HEAD":
-        return Response(response.status, response.headers)
-    return response
-
-
 def _is_for_stream(head: Head) -> bool:
     """Whether a request's body is data; there is no other that has to be large."""
     return head.target.startswith(STREAM_ROOT) and not head.target.startswith(STREAM_ROOT + b"__ds")
@@ -293,7 +286,7 @@ class General(web.Server):
             if services.front.busy:
                 problem = self._rate_refusal(head, request)
                 if problem is not None:
-                    refusal = _headless(self._failed(problem, request), head)
+                    refusal = self._failed(problem, request).for_method(head.method)
                     return await self._send(refusal, request, False, exchange)
             # aiohttp takes a chunked body's trailers for headers of the request behind it.
             exchange.last = head.length == CHUNKED

@@ -91,6 +91,10 @@ class Response:
         self.body = body
         self.rests_on = rests_on
 
+    def for_method(self, method: str) -> "Response":
+        """The answer as a request with this method wants it: without a body for HEAD."""
+        return Response(self.status, self.headers) if method == "HEAD" else self
+
     def encode(self, lane_lines: bytes) -> bytes:
         """The whole answer as HTTP/1.1 bytes, with the lane's own header lines put in."""
         body = self.body

@@ -49,9 +49,7 @@ async def dispatch(request: Request, context: Context) -> Response | None:
         response = await _route(request, context)
     except (Problem, StorageError) as error:
         response = failure(error, context)
-    if response is not None and request.method == "HEAD":
-        return Response(response.status, response.headers)
-    return response
+    return None if response is None else response.for_method(request.method)
 
 
 def failure(error: Problem | StorageError, context: Context) -> Response:

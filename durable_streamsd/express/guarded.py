@@ -7,7 +7,7 @@ A class of its own, so that nothing is asked where nothing is to be asked: the c
 import asyncio
 from typing import TYPE_CHECKING
 
-from durable_streamsd.core.message import Request, Response
+from durable_streamsd.core.message import Request
 from durable_streamsd.core.problems import Problem
 from durable_streamsd.edge.proxies import retold
 from durable_streamsd.express.connection import BUSY, Connection
@@ -47,10 +47,7 @@ class GuardedConnection(Connection):
             return
         self._phase = BUSY
         self._operation = head.operation
-        response = self.services.context.failed(problem)
-        if head.method == "HEAD":
-            response = Response(response.status, response.headers)
-        self.respond(response)
+        self.respond(self.services.context.failed(problem).for_method(head.method))
 
     def _refusal(self, head: Head) -> Refused:
         problem = self._rate_refusal(head)  # it counts as much as one whose body is kept
